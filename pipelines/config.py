@@ -95,7 +95,9 @@ class PipelineConfig(BaseModel):
     @property
     def graph(self) -> Graph:
         """The stages of this pipeline. InputError where one of them reads what no stage makes."""
-        return Graph(self.stages.configured(), self.pins)
+        configured = self.stages.configured()
+        own = {stage: getattr(self.stages, stage.name) for stage in KNOWN if stage.name in configured}
+        return Graph(configured, self.pins, {stage.name: stage.unread(config) for stage, config in own.items()})
 
     @model_validator(mode="after")
     def _registered_by_its_own_name(self) -> PipelineConfig:

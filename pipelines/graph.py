@@ -6,20 +6,21 @@ An input is a role: a stage reads the artifact of the nearest stage before it th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from omniloom.infra.errors import InputError
 from omniloom.pipelines.extensions import with_extensions
 from omniloom.stages.base import Stage
 
+_TOKENIZER_READS = ("records", "tokenizer?", "scorer?")
 BUILT_IN = (
     Stage("ingest", "omniloom.stages.ingest.stage", makes="records"),
     Stage("curate", "omniloom.stages.curate.stage", ("records",), "records"),
     Stage("train_scorer", "omniloom.stages.scorer.stage", ("records",), "scorer"),
     Stage("recaption", "omniloom.stages.recaption.stage", ("records", "scorer"), "records"),
-    Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
-    Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer"),
-    Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", ("records", "tokenizer?"), "tokenizer", "KLConfig"),
+    Stage("tokenizer_image", "omniloom.stages.tokenizer.stage", _TOKENIZER_READS, "tokenizer"),
+    Stage("tokenizer_joint", "omniloom.stages.tokenizer.stage", _TOKENIZER_READS, "tokenizer"),
+    Stage("tokenizer_kl", "omniloom.stages.tokenizer.stage", _TOKENIZER_READS, "tokenizer", "KLConfig"),
     Stage("quantizer_study", "omniloom.stages.studies.quantizers", ("records",)),
     Stage("latents", "omniloom.stages.latents.stage", ("records", "tokenizer")),
     Stage("pretokenize", "omniloom.stages.pretokenize.stage", ("records", "tokenizer?"), "tokens"),
@@ -40,12 +41,15 @@ KNOWN_NAMES = tuple(stage.name for stage in KNOWN)
 
 class Graph:
     """The stages of one pipeline, by their names: those of its config, and the `pinned` ones, whose artifacts are there
-    and need nothing. `inputs` maps each stage's name to {role: the name of the stage that it is read from}.
+    and need nothing. `inputs` maps each stage's name to {role: the name of the stage that it is read from}. `unread`:
+    by stage, optional roles that its config has no use for.
 
     InputError where a stage reads a role that no stage before it makes.
     """
 
-    def __init__(self, names: Iterable[str], pinned: Iterable[str] = ()):
+    def __init__(
+        self, names: Iterable[str], pinned: Iterable[str] = (), unread: Mapping[str, Collection[str]] | None = None
+    ):
         configured, pins = set(names), set(pinned)
         for name in sorted(pins - set(KNOWN_NAMES)):
             raise InputError(no_stage(name), field=f"pins.{name}")
@@ -55,7 +59,8 @@ class Graph:
         self.names = tuple(stage.name for stage in self.stages)
         self.inputs: dict[str, dict[str, str]] = {}
         for stage in self.stages:
-            roles = [read.removesuffix("?") for read in stage.reads]
+            left = (unread or {}).get(stage.name, ())
+            roles = [role for read in stage.reads if (role := read.removesuffix("?")) not in left]
             self.inputs[stage.name] = {r: maker for r in roles if (maker := self.nearest(r, before=stage.name))}
             if (missing := self.missing(stage)) and stage.name not in pins:
                 raise _unmade(stage, missing)

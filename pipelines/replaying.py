@@ -104,7 +104,8 @@ def _parts_of_tokenizer(
     from omniloom.stages.tokenizer.replayed import parts
     from omniloom.stages.tokenizer.stage import job_of
 
-    job = job_of(planned.config, given["records"], given.get("tokenizer"), "", "", _Quiet(), _Quiet())
+    where = "", "", _Quiet(), _Quiet()
+    job = job_of(planned.config, given["records"], given.get("tokenizer"), *where, scorer=given.get("scorer"))
     return parts, job, state, step
 
 

@@ -11,6 +11,8 @@ A stage's module has
     VERSION     an int, raised when the stage's output changes meaning
     run(context) -> dict of metrics; writes the artifact's files under `context.output`; a stage that makes `records`
                 returns `stages.data.records.counts` of them among its metrics, which later stages read
+    unread(config) -> the optional roles that it has no use for under this config: they are no inputs of the stage then
+        (optional)
     needs(config) -> Needs: CPUs and GPUs (optional; none by default, for a body that only waits for others)
     listing(config) -> a sequence of facts about outside sources that stand in for inputs (optional)
     check(config, upstream, files) raises InputError for what cannot fit, as far as configs tell; with `files`, for
@@ -35,7 +37,7 @@ Its top level imports nothing heavy: planning imports every stage's module.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -109,6 +111,10 @@ class Stage:
     @property
     def config_type(self) -> type[BaseModel]:
         return getattr(self.module, self.config_name)
+
+    def unread(self, config: Any) -> Collection[str]:
+        function = getattr(self.module, "unread", None)
+        return function(config) if function else ()
 
     def needs(self, config: Any) -> Needs:
         function = getattr(self.module, "needs", None)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniloom.models.features.clip_config import ClipConfig, TowerConfig
+from omniloom.models.features.clip_config import MEAN, STD, ClipConfig, TowerConfig
 from omniloom.models.norms import LayerNorm
 
 
@@ -114,7 +114,7 @@ class Clip(nn.Module):
     """Both towers, or that of pictures alone. `mean` and `std`: by which all releases see pixels in [0, 1] normalised;
     `crops`: whether of a picture that is no square the middle is seen, or all, squeezed."""
 
-    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    mean, std = MEAN, STD
     crops = True
 
     def __init__(self, config: ClipConfig) -> None:

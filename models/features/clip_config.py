@@ -14,6 +14,8 @@ from typing import Any, Literal, NamedTuple
 from omniloom.models.checks import require
 from omniloom.models.hf.config_json import Document
 
+# By which all releases of CLIP see pixels in [0, 1] normalised.
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 ARCHITECTURES = ("CLIPModel", "CLIPVisionModelWithProjection", "SiglipModel")
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 

@@ -194,8 +194,9 @@ class RAEConfig:
 
     __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
 
-    encoder: str | ViTConfig
-    """The encoder's shape; before it is known, the URI of its folder as `transformers` saves one."""
+    encoder: str | ViTConfig | None
+    """The encoder's shape; before it is known, the URI of its folder as `transformers` saves one, or null: the
+    pictures' tower of the pipeline's scorer."""
     architecture: Literal["rae"] = "rae"
     """Which tokenizer this is: a representation autoencoder."""
     patch_size: int | None = None
@@ -219,10 +220,10 @@ class RAEConfig:
         require(self.architecture == "rae", self, "architecture", "rae")
         known = isinstance(self.encoder, ViTConfig)
         require(
-            known or (isinstance(self.encoder, str) and bool(self.encoder)),
+            known or self.encoder is None or (isinstance(self.encoder, str) and bool(self.encoder)),
             self,
             "encoder",
-            "the URI of a vision encoder's folder",
+            "the URI of a vision encoder's folder, or null",
         )
         if known and self.patch_size is None:
             object.__setattr__(self, "patch_size", cast(ViTConfig, self.encoder).patch_size)

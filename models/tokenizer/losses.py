@@ -14,6 +14,7 @@ Weights: OmniTokenizer, arXiv 2406.09399; adaptive weight: arXiv 2012.09841.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,7 @@ from omniloom.models.tokenizer.discriminator import Discriminator, Judgement, fr
 from omniloom.models.tokenizer.losses_config import TokenizerLossConfig
 from omniloom.models.tokenizer.perceptual import PerceptualNetwork, random_frames, style_distance
 from omniloom.models.tokenizer.quantizers.base import ranks, share_of_all, sum_over_ranks
+from omniloom.models.tokenizer.semantic import SemanticAlignment
 
 ADAPTIVE_MAX = 1e4
 
@@ -40,15 +42,15 @@ def reconstruction_loss(recon: Tensor, pixels: Tensor, config: TokenizerLossConf
     return F.huber_loss(recon, pixels, delta=config.huber_delta)
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: nn.Parameter, examples: int = 1) -> Tensor:
-    """|grad of the reconstruction| / (|grad of the adversarial term| + 1e-4) at `last`, detached; both terms are means
+def adaptive_weight(reconstruction: Tensor, other: Tensor, last: nn.Parameter, examples: int = 1) -> Tensor:
+    """|grad of the reconstruction| / (|grad of the other term| + 1e-4) at `last`, detached; both terms are means
     over this rank's `examples`, and the gradients those of the means over all ranks'. Every rank must call it."""
-    gradients = [torch.autograd.grad(t, last, retain_graph=True)[0].float() for t in (reconstruction, adversarial)]
+    gradients = [torch.autograd.grad(t, last, retain_graph=True)[0].float() for t in (reconstruction, other)]
     if ranks() > 1:
         both = torch.stack(gradients)
         gradients = list(sum_over_ranks(both * share_of_all(examples, both)) / ranks())
-    rec, gan = (gradient.norm() for gradient in gradients)
-    return (rec / (gan + 1e-4)).clamp(0.0, ADAPTIVE_MAX).detach()
+    rec, own = (gradient.norm() for gradient in gradients)
+    return (rec / (own + 1e-4)).clamp(0.0, ADAPTIVE_MAX).detach()
 
 
 def psnr(recon: Tensor, pixels: Tensor) -> Tensor:
@@ -71,6 +73,7 @@ class TokenizerObjective(nn.Module):
 
     perceptual: the frozen network of the LPIPS and style losses, from `models.tokenizer.perceptual`; ValueError
         where a weight above 0 asks for it and it is not given, or has no heads for LPIPS.
+    alignment: makes the alignment of the tokenizer's latents, given their channels (`models.tokenizer.semantic`).
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class TokenizerObjective(nn.Module):
         config: AnyTokenizerConfig,
         loss: TokenizerLossConfig | None = None,
         perceptual: PerceptualNetwork | None = None,
+        alignment: Callable[[int], SemanticAlignment] | None = None,
     ) -> None:
         super().__init__()
         self.loss = loss = loss or TokenizerLossConfig()
@@ -91,6 +95,7 @@ class TokenizerObjective(nn.Module):
             )
         self.tokenizer = build_tokenizer(config)
         self.perceptual = perceptual if loss.needs_perceptual else None
+        self.alignment = alignment(self.tokenizer.latent_dim) if alignment else None
 
     def forward(
         self,
@@ -108,7 +113,7 @@ class TokenizerObjective(nn.Module):
         """
         recon, encoded = self.tokenizer(pixels, update_codebook=update_codebook)
         distance = reconstruction_loss(recon, pixels, self.loss)
-        loss = self.loss.reconstruction_weight * distance + encoded.loss
+        rebuilt = self.loss.reconstruction_weight * distance
         logs = {
             f"reconstruction_{self.loss.reconstruction}": distance,
             "bottleneck_loss": encoded.loss,
@@ -117,6 +122,11 @@ class TokenizerObjective(nn.Module):
         }
         if self.perceptual is not None:
             weighted, terms = self._perceptual(self.perceptual, pixels, recon)
+            rebuilt = rebuilt + weighted
+            logs |= terms
+        loss = rebuilt + encoded.loss
+        if self.alignment is not None:
+            weighted, terms = self._aligned(self.alignment, pixels, encoded.z_q, rebuilt)
             loss = loss + weighted
             logs |= terms
         if discriminator is not None and adversarial_weight > 0.0:
@@ -125,6 +135,20 @@ class TokenizerObjective(nn.Module):
             logs |= terms
         logs["loss"] = loss
         return loss, {name: value.detach().float() for name, value in logs.items()}, recon
+
+    def _aligned(
+        self, alignment: SemanticAlignment, pixels: Tensor, z: Tensor, reconstruction: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both terms, scaled so that their gradient at the encoder's last matrix is as long as the reconstruction's
+        (arXiv 2501.01423, equation 7), and weighted."""
+        cosine, distances = alignment(pixels, z[:, :, 0])
+        terms = {"alignment_cosine": cosine, "alignment_distance": distances}
+        scaled = alignment.weight * (cosine + distances)
+        if torch.is_grad_enabled():
+            last = self.tokenizer.pre_vq.weight
+            terms["alignment_weight"] = adaptive_weight(reconstruction, cosine + distances, last, len(pixels))
+            scaled = scaled * terms["alignment_weight"]
+        return scaled, terms
 
     def _perceptual(
         self, network: PerceptualNetwork, pixels: Tensor, recon: Tensor

@@ -26,6 +26,7 @@ from omniloom.models.tokenizer.blocks import TokenBlock, spatial_table
 from omniloom.models.tokenizer.config import RAEConfig
 from omniloom.models.tokenizer.quantizers.base import Quantized, Quantizer
 from omniloom.models.tokenizer.vit import ViT
+from omniloom.models.tokenizer.vit_config import ViTConfig
 
 
 class NoisyLatents(Quantizer):
@@ -78,8 +79,8 @@ class RAE(VisualTokenizer):
     """The tokenizer; see the module docstring for shapes and ranges."""
 
     def __init__(self, config: RAEConfig) -> None:
-        if isinstance(config.encoder, str):
-            raise ValueError(f"RAEConfig.encoder: expected the shape of the encoder, got the URI {config.encoder!r}")
+        if not isinstance(config.encoder, ViTConfig):
+            raise ValueError(f"RAEConfig.encoder: expected the shape of the encoder, got {config.encoder!r}")
         latents = NoisyLatents(config.latent_dim, config.noise_tau)
         decoder = RAEDecoder(config, config.known_patch_size)
         super().__init__(config, ViT(config.encoder), decoder, latents)
@@ -102,12 +103,8 @@ class RAE(VisualTokenizer):
         """Pixels -> latents, without a gradient. There is no codebook to update."""
         x = as_clip(x)
         _, h, w = self.grid(*x.shape[2:])
-        pixels, encoder = x[:, :, 0], self.encoder.config
-        if encoder.patch_size != self.config.patch_size:
-            size = (h * encoder.patch_size, w * encoder.patch_size)
-            pixels = F.interpolate(pixels.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
         with torch.no_grad():
-            features = self.encoder(pixels, affine=False)
+            features = self.encoder.on_grid(x[:, :, 0], h, w, affine=False)
         return self._quantize(features[:, None], update_codebook)
 
     def decode(self, codes: Tensor | None = None, *, latents: Tensor | None = None, quantize: bool = True) -> Tensor:

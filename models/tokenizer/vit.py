@@ -1,9 +1,10 @@
-"""A frozen vision encoder: a plain vision transformer with the weights of SigLIP, SigLIP 2 or DINOv2.
+"""A frozen vision encoder: a plain vision transformer with the weights of SigLIP, SigLIP 2, DINOv2 or CLIP.
 
 In: pixels in [-0.5, 0.5], (B, 3, H, W), any height and width that the patch divides. Out: a feature a patch,
 (B, h, w, width): the last layer's after the final norm, class and register tokens left out. `load_vit` reads a local
 folder as `transformers` saves one; `models.tokenizer.vit_config` says which architectures.
-Sources: ViT, arXiv 2010.11929; SigLIP, 2303.15343 and 2502.14786; DINOv2, 2304.07193; registers, 2309.16588.
+Sources: ViT, arXiv 2010.11929; SigLIP, 2303.15343 and 2502.14786; DINOv2, 2304.07193; registers, 2309.16588; CLIP,
+2103.00020, whose final norm was trained on the class token alone.
 The class token's position is added to it, and layer scales are multiplied into the matrices before them, when the
 weights are read.
 Errors: `ValueError` naming the file and the key, or what pixels would fit.
@@ -12,6 +13,7 @@ Errors: `ValueError` naming the file and the key, or what pixels would fit.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +37,14 @@ _SIGLIP_UNUSED = (
     "vision_model.embeddings.position_ids",
 )
 _DINOV2_UNUSED = ("embeddings.mask_token",)
+_CLIP_UNUSED = (
+    "text_model.",
+    "text_projection.",
+    "visual_projection.",
+    "logit_scale",
+    "logit_bias",
+    "vision_model.embeddings.position_ids",
+)
 
 
 class Block(nn.Module):
@@ -56,6 +66,8 @@ class Block(nn.Module):
         inner = self.up(self.norm2(x))
         if self.activation == "swiglu":
             return x + self.down(swiglu(inner))
+        if self.activation == "quick_gelu":
+            return x + self.down(inner * torch.sigmoid(1.702 * inner))
         return x + self.down(F.gelu(inner, approximate="tanh" if self.activation == "gelu_tanh" else "none"))
 
 
@@ -68,6 +80,7 @@ class ViT(nn.Module):
         self.patch = nn.Conv2d(RGB, config.width, config.patch_size, stride=config.patch_size)
         self.positions = nn.Parameter(torch.zeros(config.grid**2, config.width))
         self.prefix = nn.Parameter(torch.zeros(config.prefix, config.width))
+        self.pre_norm = LayerNorm(config.width, eps=config.norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = LayerNorm(config.width, eps=config.norm_eps)
         for name in ("mean", "std"):
@@ -82,6 +95,13 @@ class ViT(nn.Module):
         if affine:
             return self.norm(x)
         return F.layer_norm(x.float(), (self.config.width,), eps=self.config.norm_eps)
+
+    def on_grid(self, pixels: Tensor, h: int, w: int, affine: bool = True) -> Tensor:
+        """Features (B, h, w, width) on a grid of another patch: the encoder sees the picture scaled."""
+        size = (h * self.config.patch_size, w * self.config.patch_size)
+        if pixels.shape[2:] != size:
+            pixels = F.interpolate(pixels.float(), size=size, mode="bicubic", align_corners=False, antialias=True)
+        return self(pixels, affine)
 
     def class_token(self, pixels: Tensor) -> Tensor:
         """The class token after the final norm, (B, width). ValueError where the encoder has none."""
@@ -98,7 +118,7 @@ class ViT(nn.Module):
         x = self.patch(((pixels + 0.5 - self.mean) / self.std).to(self.patch.weight.dtype))
         h, w = x.shape[2:]
         x = x.flatten(2).mT + self._positions(h, w)
-        x = torch.cat((self.prefix.expand(len(x), -1, -1).to(x.dtype), x), dim=1)
+        x = self.pre_norm(torch.cat((self.prefix.expand(len(x), -1, -1).to(x.dtype), x), dim=1))
         for block in self.blocks:
             x = block(x)
         return x, (h, w)
@@ -129,8 +149,9 @@ def load_vit(folder: str | Path) -> ViT:
     model = ViT(read_vit_config(folder)).eval()
     with open_checkpoint(folder) as checkpoint, torch.no_grad():
         reader = _Reader(checkpoint)
-        (_read_dinov2 if model.config.prefix else _read_siglip)(model, reader)
-        unused = _DINOV2_UNUSED if model.config.prefix else _SIGLIP_UNUSED
+        prefixed = (_read_clip, _CLIP_UNUSED) if model.config.pre_norm else (_read_dinov2, _DINOV2_UNUSED)
+        read, unused = prefixed if model.config.prefix else (_read_siglip, _SIGLIP_UNUSED)
+        read(model, reader)
         checkpoint.refuse_unknown(reader.seen, lambda key: key.startswith(unused))
     return model
 
@@ -157,10 +178,30 @@ class _Reader:
 
 
 def _read_siglip(model: ViT, reader: _Reader) -> None:
-    # Without the text part, transformers 5 leaves the name of the vision part away.
-    root = "vision_model." if "vision_model.post_layernorm.weight" in reader.checkpoint else ""
+    root = _root(reader)
     reader.fill(model.patch, f"{root}embeddings.patch_embedding")
     model.positions.copy_(reader.tensor(f"{root}embeddings.position_embedding.weight", tuple(model.positions.shape)))
+    _read_layers(model, reader, root)
+
+
+def _read_clip(model: ViT, reader: _Reader) -> None:
+    root, width = _root(reader), model.config.width
+    model.patch.weight.copy_(reader.tensor(f"{root}embeddings.patch_embedding.weight", tuple(model.patch.weight.shape)))
+    cast(Tensor, model.patch.bias).zero_()
+    positions = reader.tensor(f"{root}embeddings.position_embedding.weight", (1 + model.config.grid**2, width))
+    model.positions.copy_(positions[1:])
+    model.prefix[0] = reader.tensor(f"{root}embeddings.class_embedding", (width,)) + positions[0]
+    reader.fill(model.pre_norm, f"{root}pre_layrnorm")  # as the checkpoints spell it
+    _read_layers(model, reader, root)
+
+
+def _root(reader: _Reader) -> str:
+    """Without the text part, transformers 5 leaves the name of the vision part away."""
+    return "vision_model." if "vision_model.post_layernorm.weight" in reader.checkpoint else ""
+
+
+def _read_layers(model: ViT, reader: _Reader, root: str) -> None:
+    """The blocks and the final norm, under the names that SigLIP and CLIP share."""
     reader.fill(model.norm, f"{root}post_layernorm")
     for number, block in enumerate(model.blocks):
         layer = f"{root}encoder.layers.{number}"

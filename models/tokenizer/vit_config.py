@@ -3,7 +3,8 @@
 In: the parsed JSON, as `transformers` writes it: `config.json`, and `preprocessor_config.json` where there is one.
 Out: a `ViTConfig`.
 Read: SiglipVisionModel and the vision part of SiglipModel (SigLIP 2's checkpoints of one resolution are of that
-architecture), Dinov2Model, Dinov2WithRegistersModel. Anything that would change what the encoder computes and is not
+architecture), Dinov2Model, Dinov2WithRegistersModel, CLIPVisionModel, and the vision part of CLIPModel and
+CLIPVisionModelWithProjection. Anything that would change what the encoder computes and is not
 read here is a ValueError that names the file and the key.
 """
 
@@ -13,10 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from omniloom.models.checks import require
+from omniloom.models.features.clip_config import MEAN, STD
 from omniloom.models.hf.config_json import Document
 
-ARCHITECTURES = ("SiglipVisionModel", "SiglipModel", "Dinov2Model", "Dinov2WithRegistersModel")
-_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_CLIP = ("CLIPVisionModel", "CLIPModel", "CLIPVisionModelWithProjection")
+ARCHITECTURES = ("SiglipVisionModel", "SiglipModel", "Dinov2Model", "Dinov2WithRegistersModel", *_CLIP)
+_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 # Of ImageNet's pixels, which DINOv2 sees normalised.
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 Colour = tuple[float, float, float]
@@ -29,7 +32,8 @@ class ViTConfig:
     width, layers, heads: of the residual stream and its blocks; mlp_width: inside the feed-forward.
     patch_size: pixels a side of a patch; grid: patches a side of the square that the positions were learned on.
     prefix: tokens before the patches, the class token and registers.
-    activation: of the feed-forward; `swiglu` gates it.
+    pre_norm: whether tokens are normalised before the first block, as CLIP's.
+    activation: of the feed-forward; `swiglu` gates it, `quick_gelu` is x * sigmoid(1.702 x).
     antialias: of the positions' interpolation to a smaller grid.
     mean, std: by which pixels in [0, 1] are normalised, by colour.
     """
@@ -41,7 +45,8 @@ class ViTConfig:
     patch_size: int
     grid: int
     prefix: int = 0
-    activation: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
+    pre_norm: bool = False
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu", "swiglu"] = "gelu"
     norm_eps: float = 1e-6
     antialias: bool = False
     mean: Colour = (0.5, 0.5, 0.5)
@@ -55,7 +60,8 @@ class ViTConfig:
             require(getattr(self, name) >= 1, self, name, "an integer of at least 1")
         require(self.width % self.heads == 0, self, "heads", f"a divisor of width {self.width}")
         require(self.prefix >= 0, self, "prefix", "an integer of at least 0")
-        require(self.activation in ("gelu", "gelu_tanh", "swiglu"), self, "activation", "gelu, gelu_tanh or swiglu")
+        activations = ("gelu", "gelu_tanh", "quick_gelu", "swiglu")
+        require(self.activation in activations, self, "activation", f"one of {', '.join(activations)}")
         require(self.norm_eps > 0, self, "norm_eps", "a positive number")
         require(min(self.std) > 0, self, "std", "positive numbers")
 
@@ -70,7 +76,8 @@ def vit_config(values: Any, where: str, preprocessor: Any = None, preprocessor_w
     if not isinstance(names, list) or len(names) != 1 or names[0] not in ARCHITECTURES:
         raise document.wrong("architectures", f"one of {', '.join(ARCHITECTURES)}")
     document.only("quantization_config", None)
-    shape = _siglip(document, names[0]) if names[0].startswith("Siglip") else _dinov2(document, names[0])
+    read = _clip if names[0] in _CLIP else _siglip if names[0].startswith("Siglip") else _dinov2
+    shape = read(document, names[0])
     if preprocessor is not None:
         shape |= _normalisation(Document(preprocessor, preprocessor_where))
     try:
@@ -86,6 +93,21 @@ def _siglip(document: Document, name: str) -> dict[str, Any]:
         **_common(document, patch_size=16),
         "mlp_width": document.integer("intermediate_size", 3072),
         "activation": _activation(document, "gelu_pytorch_tanh"),
+    }
+
+
+def _clip(document: Document, name: str) -> dict[str, Any]:
+    if name == "CLIPModel":
+        document = Document(document.values.get("vision_config"), f"{document.where}: vision_config")
+    return {
+        **_common(document, patch_size=32),
+        "mlp_width": document.integer("intermediate_size", 3072),
+        "activation": _activation(document, "quick_gelu"),
+        "norm_eps": document.number("layer_norm_eps", 1e-5),
+        "prefix": 1,
+        "pre_norm": True,
+        "mean": MEAN,
+        "std": STD,
     }
 
 

@@ -8,23 +8,29 @@ Errors: `InputError` naming the field, where they do not fit each other.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from omniloom.infra.errors import InputError, within
+from omniloom.models.features.clip_config import clip_document
 from omniloom.models.tokenizer.build import AnyTokenizerConfig
 from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, TokenizerConfig, VQGANConfig
+from omniloom.models.tokenizer.vit_config import ViTConfig, vit_config
 from omniloom.stages.checkpoints.outside import is_folder
 from omniloom.stages.checkpoints.picture_tokenizer import FIELD, folder_config
 from omniloom.stages.checkpoints.vision_encoder import encoder_config
 from omniloom.stages.tokenizer.config import Config, NamedRAEConfig, is_warm_up
 
 
-def architecture(config: Config, known: AnyTokenizerConfig | None) -> AnyTokenizerConfig:
-    """What a stage trains, where the stage before made `known`; InputError where nothing says."""
+def architecture(
+    config: Config, known: AnyTokenizerConfig | None, scorer: ViTConfig | None = None
+) -> AnyTokenizerConfig:
+    """What a stage trains, where the stage before made `known`, and `scorer` is the shape of the scorer's pictures'
+    tower; InputError where nothing says."""
     if config.official:
         from omniloom.stages.checkpoints.tokenizer import read_official
 
         known = read_official(config.official).config
-    model = expected_architecture(config, known)
+    model = expected_architecture(config, known, scorer=scorer)
     if model is None:
         raise no_architecture()
     return model
@@ -41,10 +47,10 @@ def no_architecture() -> InputError:
 
 
 def expected_architecture(
-    config: Config, known: AnyTokenizerConfig | None, files: bool = True
+    config: Config, known: AnyTokenizerConfig | None, files: bool = True, scorer: ViTConfig | None = None
 ) -> AnyTokenizerConfig | None:
     """`architecture` as far as configs tell: of a released checkpoint only its reader does; without `files` None for an
-    RAE, whose encoder is one."""
+    RAE, whose encoder is one, and for one whose `scorer` is not known."""
     if is_warm_up(config.model) or is_warm_up(known):
         return _in_two_stages(config, known)
     model = config.model or known
@@ -69,11 +75,31 @@ def expected_architecture(
     if config.quantizer:
         raise InputError("expected none: the latents of an RAE are its encoder's features", field="quantizer")
     if isinstance(model, NamedRAEConfig):
-        if not files:
+        if not files or (scorer is None and model.encoder is None):
             return None
         with within("model"):
-            model = RAEConfig(**vars(model) | {"encoder": encoder_config(model.encoder, "encoder")})
+            shape = encoder_config(model.encoder, "encoder") if model.encoder else scorer
+            model = RAEConfig(**vars(model) | {"encoder": shape})
     return model
+
+
+def check_alignment(model: AnyTokenizerConfig) -> None:
+    """InputError where its latents cannot be aligned: they have to lie on the picture's grid, and be learnt."""
+    if not isinstance(model, TokenizerConfig):
+        raise InputError(
+            f"is of an OmniTokenizer's latents, and what is trained is of the architecture {model.architecture!r}",
+            field="alignment",
+        )
+
+
+def scorer_shape(trained: Any) -> ViTConfig | None:
+    """The shape of the pictures' tower of the scorer that a stage of this config makes; None where that is not
+    known."""
+    if trained is None:
+        return None
+    if trained.pretrained:
+        return encoder_config(trained.pretrained, "pretrained")
+    return vit_config(clip_document(trained.model.clip(trained.vocab_size, 0)), "stages.train_scorer.model")
 
 
 def _in_two_stages(config: Config, known: AnyTokenizerConfig | None) -> TiTokConfig:

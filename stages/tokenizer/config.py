@@ -75,10 +75,12 @@ def _either(schema: dict) -> None:
 
 @dataclass(frozen=True)
 class NamedRAEConfig(RAEConfig):
-    """An RAE whose encoder is the URI of a folder, the shape of which is read when the stage runs."""
+    """An RAE whose encoder is the URI of a folder, or the pipeline's scorer, the shape of which is read when the stage
+    runs."""
 
-    encoder: str = field(metadata=path_to("folder", reads=FILES))
-    """URI of the folder of a vision encoder, as `transformers` saves one."""
+    encoder: str | None = field(default=None, metadata=path_to("folder", reads=FILES))
+    """URI of the folder of a vision encoder, SigLIP, DINOv2 or CLIP, as `transformers` saves one; null: the pictures'
+    tower of the scorer that this pipeline trains."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: Any) -> dict[str, Any]:
@@ -88,6 +90,22 @@ class NamedRAEConfig(RAEConfig):
         for name, told in field_docstrings(RAEConfig).items():
             fields[name].setdefault("description", told)
         return reference
+
+
+class AlignmentConfig(BaseModel):
+    """Alignment of latents with a frozen vision encoder's features (VA-VAE, arXiv 2501.01423)."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    encoder: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
+    """URI of the folder of a vision encoder, SigLIP, DINOv2 or CLIP, as `transformers` saves one; null: the pictures'
+    tower of the scorer that this pipeline trains."""
+    weight: float = Field(0.1, gt=0)
+    """Weight of both terms together, which are first scaled so that their gradient at the encoder's last matrix is as
+    long as that of the reconstruction."""
+    cosine_margin: float = Field(0.5, ge=0, lt=2)
+    """A position is left alone whose projected latent has a cosine with its feature of more than 1 less this."""
+    distance_margin: float = Field(0.25, ge=0, lt=2)
+    """Two positions are left alone whose latents' cosine is this near to that of their features."""
 
 
 ModelConfig = Annotated[
@@ -118,6 +136,8 @@ class TokenizerStageConfig(BaseModel):
     """Weights of what the tokenizer is trained to: reconstruction, perceptual and adversarial terms."""
     perceptual: PerceptualConfig | None = None
     """The frozen networks of perceptual losses, where the loss gives a weight to one."""
+    alignment: AlignmentConfig | None = Field(None, json_schema_extra=LATER)
+    """What latents of an OmniTokenizer are aligned with, of pictures alone; null: nothing."""
     discriminator: DiscriminatorConfig | None = None
     """The discriminator of adversarial training; null: none."""
     data: DataConfig = Field(default_factory=DataConfig)
@@ -165,17 +185,27 @@ class TokenizerStageConfig(BaseModel):
             raise ValueError("quantizer: expected null with train_only: decoder, which keeps the codes")
         if self.train_only and is_warm_up(self.model):
             raise ValueError("train_only: expected null in the warm-up of a TiTok, whose encoder is what it trains")
+        if self.alignment:
+            self._check_alignment()
         if self.workers.accumulate != 1:
             raise ValueError("workers.accumulate: a tokenizer step has one forward pass, expected 1")
         return self
 
     def _check_warm_up(self) -> None:
-        for name in ("loss", "perceptual", "discriminator", "discriminator_optimizer"):
+        for name in ("loss", "perceptual", "alignment", "discriminator", "discriminator_optimizer"):
             if getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True):
                 raise ValueError(
                     f"{name}: has no effect in the warm-up of a TiTok, which learns codes and no pixels; leave it out, "
                     "or model.proxy_codes"
                 )
+
+    def _check_alignment(self) -> None:
+        if "video" in self.data.kinds:
+            raise ValueError("alignment: is of pictures alone, expected data.kinds [image]")
+        if self.train_only:
+            raise ValueError("alignment: has no effect with train_only: decoder, which keeps the latents")
+        if self.engine.zero_stage == 3:
+            raise ValueError("alignment: reads one matrix's gradient, expected engine.zero_stage 0 to 2")
 
 
 Config = TokenizerStageConfig
@@ -189,6 +219,13 @@ class KLTokenizerConfig(TokenizerStageConfig):
 
 
 KLConfig = KLTokenizerConfig
+
+
+def scorer_field(config: TokenizerStageConfig) -> str | None:
+    """The field that takes the pipeline's scorer for its encoder; None where none does."""
+    if isinstance(config.model, NamedRAEConfig) and config.model.encoder is None:
+        return "model.encoder"
+    return "alignment.encoder" if config.alignment and config.alignment.encoder is None else None
 
 
 def is_warm_up(model: AnyTokenizerConfig | None) -> bool:

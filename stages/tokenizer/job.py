@@ -13,7 +13,8 @@ from omniloom.stages.tokenizer.config import Config
 @dataclass
 class Job:
     """Picklable. `start_from` is the tokenizer of the stage before; `output` and `state` are URIs of the stage's work
-    folder, `tracker` its MLflow run."""
+    folder, `tracker` its MLflow run; `scorer` is the URI of the folder whose pictures' tower is taken where the config
+    names no encoder, None also where steps are only timed."""
 
     config: Config
     model: AnyTokenizerConfig
@@ -23,3 +24,4 @@ class Job:
     state: str
     progress: Any  # a Progress, or a study's share of one
     tracker: Any
+    scorer: str | None = None

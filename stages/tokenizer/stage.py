@@ -1,6 +1,7 @@
 """Stages `tokenizer_image`, `tokenizer_joint`, `tokenizer_kl`: adversarial training of the tokenizer, step by step.
 
-In: records, and where a stage before it makes one a tokenizer, whose weights it starts from.
+In: records, where a stage before it makes one a tokenizer, whose weights it starts from, and where the config takes it
+for a frozen encoder the scorer.
 Out: `tokenizer/` (tokenizer.safetensors, config.json), `report/history.jsonl` (the curves), and
 `report/reconstruction.png`.
 The stages differ by config alone: which kinds they see, at which sizes, from which weights, with which bottleneck.
@@ -19,16 +20,30 @@ from omniloom.infra.errors import InputError, within
 from omniloom.infra.training import checkpoint
 from omniloom.infra.training.launch import launch
 from omniloom.models.tokenizer.build import config_from_dict
+from omniloom.models.tokenizer.vit_config import ViTConfig
 from omniloom.stages.base import Needs, StageContext
 from omniloom.stages.checkpoints.outside import is_folder, require_folder_of_weights, require_weights
 from omniloom.stages.checkpoints.picture_tokenizer import FIELD
-from omniloom.stages.tokenizer.architecture import architecture, expected_architecture, no_architecture, of_folder
-from omniloom.stages.tokenizer.config import Config, KLConfig, NamedRAEConfig, check_fit, is_warm_up
+from omniloom.stages.checkpoints.vision_encoder import encoder_config
+from omniloom.stages.tokenizer.architecture import (
+    architecture,
+    check_alignment,
+    expected_architecture,
+    no_architecture,
+    of_folder,
+    scorer_shape,
+)
+from omniloom.stages.tokenizer.config import Config, KLConfig, NamedRAEConfig, check_fit, is_warm_up, scorer_field
 from omniloom.stages.tokenizer.job import Job
 
-__all__ = ["VERSION", "Config", "KLConfig", "check", "check_counts", "needs", "resolved", "run"]
+__all__ = ["VERSION", "Config", "KLConfig", "check", "check_counts", "needs", "resolved", "run", "unread"]
 
 VERSION = 6
+
+
+def unread(config: Config) -> tuple[str, ...]:
+    """A scorer is read where its pictures' tower is an encoder's, and else no stage waits for it."""
+    return () if scorer_field(config) else ("scorer",)
 
 
 def needs(config: Config) -> Needs:
@@ -54,6 +69,8 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
             "artifact, or name a released one as `official`",
             field="model.proxy_codes",
         )
+    if (field := scorer_field(config)) and "scorer" not in upstream:
+        raise _no_scorer(field)
     if not (starts or config.steps):
         raise InputError("expected at least 1: there is no tokenizer to take as it is", field="steps")
     kinds = getattr(upstream.get("records"), "kinds", None)
@@ -64,10 +81,21 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
         _check_files(config)
     released = of_folder(config) if files else None
     if config.model or not config.official or released:
-        model = expected_architecture(config, released or known and known.model, files)
+        scorer = scorer_shape(upstream.get("scorer")) if files else None
+        model = expected_architecture(config, released or known and known.model, files, scorer)
         if model:
             with within():
                 check_fit(model, config.data)
+            if config.alignment:
+                check_alignment(model)
+
+
+def _no_scorer(field: str) -> InputError:
+    return InputError(
+        "is null, and no stage before this one trains a scorer to take; configure stages.train_scorer, pin an "
+        "artifact, or name the folder of an encoder",
+        field=field,
+    )
 
 
 def _check_files(config: Config) -> None:
@@ -80,8 +108,11 @@ def _check_files(config: Config) -> None:
             require_folder_of_weights(uri, field)
         elif uri:
             require_weights(uri, field)
-    if isinstance(config.model, NamedRAEConfig):
+    if isinstance(config.model, NamedRAEConfig) and config.model.encoder:
         require_folder_of_weights(config.model.encoder, "model.encoder")
+    if config.alignment and config.alignment.encoder:
+        require_folder_of_weights(config.alignment.encoder, "alignment.encoder")
+        encoder_config(config.alignment.encoder, "alignment.encoder")
 
 
 def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
@@ -89,7 +120,8 @@ def resolved(config: Config, upstream: Mapping[str, Any]) -> Config:
     known = upstream.get("tokenizer")
     released = of_folder(config)
     told = config.model or not config.official or released
-    model = expected_architecture(config, released or known and known.model) if told else None
+    scorer = scorer_shape(upstream.get("scorer"))
+    model = expected_architecture(config, released or known and known.model, scorer=scorer) if told else None
     return config.model_copy(update={"model": model, "quantizer": None, "official": None})
 
 
@@ -116,23 +148,34 @@ def work(job: Job) -> None:
     train_worker(job)
 
 
-def job_of(config: Config, records: Artifact, tokenizer: Artifact | None, *where: Any) -> Job:
+def job_of(
+    config: Config, records: Artifact, tokenizer: Artifact | None, *where: Any, scorer: Artifact | None = None
+) -> Job:
     """What the ranks are given: the config with the architecture that it trains, from the tokenizer before where it
-    starts from that; `where` are output, state, progress and tracker."""
+    starts from that; `where` are output, state, progress and tracker. Of a scorer's folds the first is taken."""
     start_from, known = None if config.official else tokenizer, None
     if start_from:
         file = start_from.file("tokenizer", "config.json")
         known = config_from_dict(storage.load_json(file), file)
-    model = architecture(config, known)
+    folder: str | None = None
+    shape: ViTConfig | None = None
+    if field := scorer_field(config):
+        if scorer is None:
+            raise _no_scorer(field)
+        folder = scorer.file("scorer", "0")
+        shape = encoder_config(folder, field)
+    model = architecture(config, known, shape)
     with within():
         check_fit(model, config.data)
-    return Job(config, model, records, start_from, *where)
+    if config.alignment:
+        check_alignment(model)
+    return Job(config, model, records, start_from, *where, scorer=folder)
 
 
 def run(context: StageContext) -> dict:
     config: Config = context.config
     checkpoint.check(context.state)
     where = context.output, context.state, context.progress, context.tracker
-    job = job_of(config, context.records, context.tokenizer, *where)
+    job = job_of(config, context.records, context.tokenizer, *where, scorer=context.inputs.get("scorer"))
     launch(work, job, config.workers, f"{context.stage}-{context.fingerprint[:12]}", context.work)
     return storage.load_json(storage.join(context.state, "metrics.json"))

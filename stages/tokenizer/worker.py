@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -24,7 +25,9 @@ from omniloom.models.tokenizer.build import patch_size_of
 from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, VQGANConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
 from omniloom.models.tokenizer.perceptual import load_perceptual, read_weights
+from omniloom.models.tokenizer.semantic import SemanticAlignment
 from omniloom.models.tokenizer.titok import ProxyObjective, TiTok
+from omniloom.models.tokenizer.vit import ViT
 from omniloom.stages.checkpoints.outside import read_copy
 from omniloom.stages.checkpoints.tokenizer import load_tokenizer, read_official
 from omniloom.stages.checkpoints.vision_encoder import load_encoder
@@ -98,7 +101,7 @@ def _objective(job: Job) -> TokenizerObjective | ProxyObjective:
     if isinstance(job.model, TiTokConfig) and is_warm_up(job.model):
         proxy = read_official(job.config.official) if job.config.official else load_tokenizer(_before(job))
         return ProxyObjective(job.model, proxy)
-    objective = TokenizerObjective(job.model, job.config.loss, _perceptual(job.config.perceptual))
+    objective = TokenizerObjective(job.model, job.config.loss, _perceptual(job.config.perceptual), _alignment(job))
     _start_from(objective.tokenizer, job)
     if job.config.train_only == "decoder":
         objective.tokenizer.freeze_encoder()
@@ -119,6 +122,23 @@ def _perceptual(config: PerceptualConfig | None):
     vgg = read_copy(config.vgg, read_weights, "perceptual.vgg")
     with within("perceptual"):
         return load_perceptual(vgg, heads or None, vgg_source=config.vgg, heads_source=str(config.heads))
+
+
+def _alignment(job: Job) -> Callable[[int], SemanticAlignment] | None:
+    """What makes the alignment of latents of so many channels; None where there is none."""
+    if not (config := job.config.alignment):
+        return None
+    if not (encoder := _encoder(job, config.encoder, "alignment.encoder")):
+        return None
+    margins = {"cosine_margin": config.cosine_margin, "distance_margin": config.distance_margin}
+    return lambda latent_dim: SemanticAlignment(encoder, latent_dim, config.weight, **margins)
+
+
+def _encoder(job: Job, named: str | None, field: str) -> ViT | None:
+    """The encoder of the folder that the config names, or of the scorer; None where steps are timed before there is
+    one."""
+    uri = named or job.scorer
+    return load_encoder(uri, field) if uri else None
 
 
 def _start_from(tokenizer: VisualTokenizer, job: Job) -> None:
@@ -143,7 +163,9 @@ def _start_from(tokenizer: VisualTokenizer, job: Job) -> None:
         inflate = {"inflate_video": True} if fresh else {}
     else:
         if isinstance(job.model, RAEConfig):
-            tokenizer.take_encoder(load_encoder(cast(NamedRAEConfig, job.config.model).encoder, "model.encoder"))
+            named = cast(NamedRAEConfig, job.config.model).encoder
+            if encoder := _encoder(job, named, "model.encoder"):
+                tokenizer.take_encoder(encoder)
         return
     old, new = known.config.quantizer, tokenizer.config.quantizer
     tokenizer.load_from(

@@ -465,6 +465,7 @@ USUAL = {
     GaussianConfig: {"kind": "kl", "latent_dim": 8, "kl_weight": 1e-06},
     ViTConfig: {
         "prefix": 0,
+        "pre_norm": False,
         "activation": "gelu",
         "norm_eps": 1e-06,
         "antialias": False,

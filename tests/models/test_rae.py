@@ -195,5 +195,5 @@ def test_what_it_cannot_encode_or_decode():
     ):
         with pytest.raises(ValueError, match=message):
             model.decode(**given_)
-    with pytest.raises(ValueError, match="RAEConfig.encoder: expected the shape of the encoder, got the URI"):
+    with pytest.raises(ValueError, match="RAEConfig.encoder: expected the shape of the encoder, got '"):
         build_tokenizer(config(encoder="s3://bucket/vit"))

@@ -10,6 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import image_utils
 
 from omniloom.models.tokenizer.vit import ViT, load_vit
 from omniloom.models.tokenizer.vit_config import ViTConfig, vit_config
@@ -29,10 +30,14 @@ CASES = {
     "siglip-gelu": ("SiglipVision", {"intermediate_size": 80, "hidden_act": "gelu", "layer_norm_eps": 1e-3}),
     "siglip-no-head": ("SiglipVision", {"intermediate_size": 80, "vision_use_head": False}),
     "siglip-text": ("Siglip", {"vision_config": {**SHAPE, "intermediate_size": 80}, "text_config": TEXT}),
+    "clip": ("CLIPVision", {"intermediate_size": 80}),
+    "clip-gelu": ("CLIPVision", {"intermediate_size": 80, "hidden_act": "gelu", "layer_norm_eps": 1e-3}),
+    "clip-text": ("CLIP", {"vision_config": {**SHAPE, "intermediate_size": 80}, "text_config": TEXT}),
     "dinov2": ("Dinov2", {"mlp_ratio": 2}),
     "dinov2-swiglu": ("Dinov2", {"mlp_ratio": 2, "use_swiglu_ffn": True}),
     "dinov2-registers": ("Dinov2WithRegisters", {"mlp_ratio": 2, "num_register_tokens": 3}),
 }
+BOTH_TOWERS = ("Siglip", "CLIP")
 SIZES = [(32, 32), (32, 48), (64, 16), (16, 64), (24, 24), (8, 8), (96, 72)]  # (16, 64): as many patches as learned
 
 
@@ -40,7 +45,7 @@ def make(folder: Path, case: str, dtype: torch.dtype = torch.float32, shard: str
     """A random model, saved by `transformers` itself, its biases and norms moved from 0 and 1; and its vision part."""
     torch.manual_seed(0)
     family, fields = CASES[case]
-    config = getattr(transformers, f"{family}Config")(**({} if family == "Siglip" else SHAPE), **fields)
+    config = getattr(transformers, f"{family}Config")(**({} if family in BOTH_TOWERS else SHAPE), **fields)
     model = getattr(transformers, f"{family}Model")(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -48,15 +53,17 @@ def make(folder: Path, case: str, dtype: torch.dtype = torch.float32, shard: str
             parameter.uniform_(0.5, 1.5) if ones else parameter.normal_(std=0.2)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     model = model.float().eval()
-    return model.vision_model if family == "Siglip" else model
+    return model.vision_model if family in BOTH_TOWERS else model
 
 
 def expected(model, pixels: Tensor, mean, std) -> Tensor:
     """The last hidden state's patches (B, h, w, C), from pixels in [-0.5, 0.5]."""
     pixels = (pixels + 0.5 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    interpolate = {"interpolate_pos_encoding": True} if "Siglip" in type(model).__name__ else {}
+    clip, siglip = ("CLIP" in type(model).__name__, "Siglip" in type(model).__name__)
     with torch.no_grad():
-        out = model(pixels, **interpolate).last_hidden_state
+        out = model(pixels, **({"interpolate_pos_encoding": True} if clip or siglip else {})).last_hidden_state
+        if clip:  # its final norm is applied to the class token alone there
+            out = getattr(model, "vision_model", model).post_layernorm(out)
     h, w = (side // 8 for side in pixels.shape[2:])
     return out[:, out.shape[1] - h * w :].unflatten(1, (h, w))
 
@@ -66,6 +73,11 @@ def pixels(height: int, width: int) -> Tensor:
 
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PIXELS = {
+    "siglip": ((0.5,) * 3, (0.5,) * 3),
+    "dinov2": IMAGENET,
+    "clip": (image_utils.OPENAI_CLIP_MEAN, image_utils.OPENAI_CLIP_STD),
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -73,7 +85,7 @@ def test_features_are_those_of_transformers(tmp_path, case):
     reference = make(tmp_path, case)
     model = load_vit(tmp_path)
     assert not any(p.requires_grad for p in model.parameters()) and not model.training
-    mean, std = IMAGENET if case.startswith("dinov2") else ((0.5,) * 3, (0.5,) * 3)
+    mean, std = PIXELS[case.partition("-")[0]]
     for height, width in SIZES:
         wanted = expected(reference, pixels(height, width), mean, std)
         found = model(pixels(height, width))

@@ -213,7 +213,6 @@ RAE = "width: 32\n      architecture: rae\n      encoder: s3://models/siglip\n"
     "old, new, field, expected",
     [
         ("heads: 4\n", "decoder_layer: 4\n", "decoder_layer", "unknown key; did you mean 'decoder_layers'?"),
-        ("      encoder: s3://models/siglip\n", "", "encoder", "is missing"),
         ("encoder: s3://models/siglip", "encoder: 3", "encoder", "valid string"),
         ("heads: 4\n", "heads: four\n", "heads", "valid integer"),
     ],

@@ -56,7 +56,10 @@ def test_a_stage_reads_each_role_from_the_nearest_stage_before_it():
     }
     every = graph.Graph(graph.KNOWN_NAMES)
     assert every.names.index("tokenizer_joint") < every.names.index("tokenizer_kl") < every.names.index("pretokenize")
-    assert every.inputs["tokenizer_kl"] == {"records": "recaption", "tokenizer": "tokenizer_joint"}
+    own = {"records": "recaption", "tokenizer": "tokenizer_joint"}
+    assert every.inputs["tokenizer_kl"] == own | {"scorer": "train_scorer"}
+    without = graph.Graph(graph.KNOWN_NAMES, unread={"tokenizer_kl": ("scorer",)})
+    assert without.inputs == every.inputs | {"tokenizer_kl": own}
     assert every.inputs["recaption"] == {"records": "curate", "scorer": "train_scorer"}
     assert every.inputs["train"] == {"tokens": "pretokenize", "tokenizer": "tokenizer_kl"}
     assert every.inputs["objective_study"] == {

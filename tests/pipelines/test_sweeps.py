@@ -444,6 +444,63 @@ def test_the_figure_that_went_with_the_goal_is_found_and_what_it_would_have_spar
     assert foretelling.foretold(few, trials, sweep(fields={LR: [1]}, goal=goal(), foretell=["latents"])) == []
 
 
+def foretold(judged: dict[int, float], direction: str, figures: dict[str, list], **status: str) -> list:
+    """What figures, each with a value a trial, foretell of the goal's values."""
+    made = rows(judged, **status)
+    for row in made:
+        row.artifacts = {"latents": f"l{row.number}", "evaluate": f"e{row.number}"}
+    held = {number: {name: column[i] for name, column in figures.items()} for i, number in enumerate(judged)}
+    settings = sweep(fields={LR: [1]}, goal=goal(direction), foretell=["latents"])
+    return foretelling.foretold(Results("p", "id", goal(direction), made), made_trials(held), settings)
+
+
+def test_foretold_of_a_goal_that_is_to_be_small():
+    """The pick is the least of a figure that rises with the goal, and the most of one that falls; ends of intervals,
+    truths and what a failed trial has are no figures."""
+    judged = {1: 5.0, 2: 2.0, 3: 2.5, 4: 9.0, 5: 0.1}
+    figures = {
+        "rises": [4.0, 2.0, 1.0, 5.0, 0.0],
+        "falls": [1.0, 4.0, 5.0, 0.0, 9.0],
+        "rises_low": [4.0, 2.0, 1.0, 5.0, 0.0],
+        "truth": [True, False, False, True, True],
+    }
+    found = {one.metric: one for one in foretold(judged, "minimize", figures, t5="failed")}
+    assert set(found) == {"latents.rises", "latents.falls"}
+    for one in found.values():
+        assert one.trials == 4 and one.pick == 3 and one.behind == pytest.approx(0.25)
+    assert found["latents.rises"].rank == -found["latents.falls"].rank > 0
+    by_strength = foretold(judged, "minimize", {"weak": [1.0, 2.0, 4.0, 3.0, 0.0], "falls": figures["falls"]})
+    assert [one.metric for one in by_strength] == ["latents.falls", "latents.weak"]
+    (to_nought,) = foretold({1: 0.0, 2: 0.5, 3: 1.0, 4: 2.0}, "minimize", {"a": [2.0, 1.0, 3.0, 4.0]})
+    assert to_nought.pick == 2 and to_nought.behind == 0.5  # of nothing there is no share
+
+
+def test_the_interval_of_a_rank_correlation_is_about_fishers():
+    """Of many pairs the percentiles are near tanh(atanh(r) -+ 1.96 s), s^2 = (1 + r^2 / 2) / (n - 3) (Bonett and Wright
+    2000)."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal(300)
+    y = 0.7 * x + 0.7 * rng.standard_normal(300)
+    rank = scipy.stats.spearmanr(x, y).statistic
+    half = 1.96 * np.sqrt((1 + rank**2 / 2) / 297)
+    wanted = np.tanh(np.arctanh(rank) + np.array([-half, half]))
+    assert foretelling._interval(x, y) == pytest.approx(tuple(wanted), abs=0.025)
+
+
+def test_chance_among_one_figure_is_the_median_of_its_own_law():
+    """Of four trials all 24 orders are equally likely: |rank| is 1 or 0.8 or less in known shares."""
+    laws = [abs(scipy.stats.spearmanr(order, range(4)).statistic) for order in itertools.permutations(range(4))]
+    assert foretelling.by_chance(1, 4) == pytest.approx(np.median(laws), abs=0.21)
+    assert foretelling.by_chance(60, 4) == pytest.approx(1.0)  # of 60 one is nearly always in order, or in reverse
+    assert foretelling.by_chance(6, 4) == pytest.approx(_median_of_largest(laws, 6), abs=0.21)
+
+
+def _median_of_largest(law: list[float], count: int) -> float:
+    """The median of the largest of so many draws: the least value whose share of the law, to that power, is a half."""
+    values = sorted(set(law))
+    return next(v for v in values if (np.mean([one <= v + 1e-9 for one in law])) ** count >= 0.5)
+
+
 def test_of_more_figures_without_meaning_the_best_correlates_better_by_chance():
     assert foretelling.by_chance(1, 8) < foretelling.by_chance(20, 8) < 1
 
