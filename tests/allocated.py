@@ -166,4 +166,5 @@ def _one_pass(case: Case) -> Pass:
         dropped=dropped,
         spared=spared,
         pictures=batch.tokens["visual"] // case.sequence_parallel,
+        pairs=batch.ids.numel() * batch.ids.shape[1] // case.sequence_parallel,
     )

@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict] = {
     "none": {},
     "gau": {"block": "gau"},
     "gau_plain": {"block": "gau", "qk_norm": False, "qkv_bias": True, "out_bias": True, "hidden": 72},
+    "gau_squared": {"block": "gau", "gau_length": 6, "layers": 2},
     "skips": {"long_skips": True},
     "skips_gau": {"long_skips": True, "block": "gau", "layers": 2},
     "swapped": {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},

@@ -131,9 +131,9 @@ class GatedAttentionUnit(nn.Module):
     of e = `hidden` channels each, in e / head_dim heads. Queries and keys of a head are z, scaled and offset channel
     by channel, then turned.
 
-    The paper divides squared ReLUs by the length. Here scores pass a softmax, which is right for documents of any
-    length in one row: its weights sum to 1 whatever a query sees. Two units of e = 2 width have one Llama block's
-    parameters, and their heads together attend four times as much.
+    Scores pass a softmax, which is right for documents of any length in one row: its weights sum to 1 whatever a query
+    sees. The paper's squared ReLUs over the length are right at that length alone, `gau_length` where it is set. Two
+    units of e = 2 width have one Llama block's parameters, and their heads together attend four times as much.
     """
 
     def __init__(self, config: UnifiedConfig):
@@ -314,3 +314,14 @@ class TimeEmbedding(nn.Module):
         angles = 1000.0 * times.float()[..., None] * torch.exp(-math.log(10000.0) * steps)
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class StepEmbedding(TimeEmbedding):
+    """Sizes of a sampler's steps, as times are; of size 0 it is exactly 0, and at the start of every size."""
+
+    @property
+    def starts_at_zero(self) -> tuple[nn.Linear, ...]:
+        return (self.mlp[2],)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return super().forward(steps) * (steps > 0)[..., None]

@@ -253,6 +253,13 @@ class UnifiedConfig(Conditional):
     """Of so many blocks the last attends, and the others have a gated linear recurrence over texts in its place
     (RG-LRU, arXiv 2402.19427, which has 3), to which a picture's positions all come behind the text before them. null:
     every block attends."""
+    gau_length: int | None = field(default=None, metadata=_LATER)
+    """n of relu(q k / n)^2, by which GAUs weigh values in place of a softmax (arXiv 2202.10447): the tokens
+    of the documents that they are made for, as a query's weights grow with what it sees. null: a softmax."""
+    step_sizes: bool | None = field(default=None, metadata=_LATER)
+    """Beside the time of a diffusion the network is told how far its sampler's step goes, in the time that it is told
+    (shortcut models, arXiv 2410.12557, section 3), and at size 0 is the model that it were without. null: it is not, as
+    of all but what `distill` makes by shortcut."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -284,6 +291,10 @@ class UnifiedConfig(Conditional):
         self._check_visual()
         self._check_by_modality()
         self._check_recurrence()
+        if self.gau_length is not None:
+            _positive_int(self, "gau_length")
+            require(self.block == "gau", self, "gau_length", "null without block: gau")
+            require(self.mup is None, self, "mup", "null, as it has no rule for the scores of gau_length")
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
@@ -421,6 +432,11 @@ class UnifiedConfig(Conditional):
     def is_modulated(self) -> bool:
         """Whether blocks are modulated by times."""
         return self.modulation is not None and self.has_times
+
+    @property
+    def tells_steps(self) -> bool:
+        """Whether it is told step sizes."""
+        return bool(self.step_sizes) and self.has_times
 
     @property
     def has_experts(self) -> bool:

@@ -31,7 +31,7 @@ from omniloom.stages.inference.config import DrawingConfig
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens, and some
 # parts that models of others have from the start alone.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
-_FROM_START = ("qk_norm_kind", "norm_after", "code_dim")
+_FROM_START = ("qk_norm_kind", "norm_after", "code_dim", "step_sizes")
 _HINTS = get_type_hints(UnifiedConfig)
 _TOLD = field_docstrings(UnifiedConfig)
 ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as they come

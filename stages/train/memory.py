@@ -41,6 +41,7 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
         dropped=dropped,
         spared=spared,
         pictures=positions if config.trained else 0,
+        pairs=positions * config.packing.length,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +58,8 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     for split in (tokens, held_out):
         split.facts |= _statistics(job) | start.latent_statistics(config.init_from, model_config)
     torch.manual_seed(config.seed)
-    model, new_tokens = _model(config, model_config)
+    told = replace(model_config, step_sizes=True) if job.distillation and job.distillation.tells_steps else model_config
+    model, new_tokens = _model(config, told)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
     objective = objective_of(

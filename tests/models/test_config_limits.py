@@ -312,6 +312,8 @@ USUAL = {
         "attention_every": None,
         "density": None,
         "unet_depth": None,
+        "step_sizes": None,
+        "gau_length": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,

@@ -86,10 +86,10 @@ def test_text_with_the_cache_equals_recomputation(scheme: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("block", ["llama", "gau"])
-def test_prefixes_of_very_different_lengths_are_read_as_if_each_were_alone(block: str) -> None:
+@pytest.mark.parametrize("fields", [{}, {"block": "gau"}, {"block": "gau", "gau_length": 40}], ids=str)
+def test_prefixes_of_very_different_lengths_are_read_as_if_each_were_alone(fields: dict) -> None:
     """Several passes, and rows of one length in neighbouring places and apart; pictures in some of them."""
-    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, block=block)
+    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, **fields)
     model, rng = build(config), np.random.default_rng(0)
     documents = [prefix_for_text(rng.integers(6, 40, size).tolist(), S) for size in (70, 2, 2, 200, 70, 110, 2)]
     documents[5] = prefix_for_text(rng.integers(6, 40, 90).tolist(), S, latents((1, 3, 2)), (1, 3, 2))

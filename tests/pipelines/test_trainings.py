@@ -65,7 +65,12 @@ def test_what_the_teacher_takes_is_no_room_for_activations():
 
 @pytest.mark.parametrize(
     "how, forward",
-    [("method: consistency", 3), ("method: consistency, guidance_scale: 1", 2), ("method: reflow", 40)],
+    [
+        ("method: consistency", 3),
+        ("method: consistency, guidance_scale: 1", 2),
+        ("method: reflow", 40),
+        ("method: shortcut", 6),
+    ],
     ids=str,
 )
 def test_a_step_of_distillation_costs_its_teachers_passes_more(how, forward):

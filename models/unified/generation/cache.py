@@ -87,7 +87,7 @@ class GenerationState:
     ) -> Tensor:
         """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
         fed, as many as `sees` (B, N) says, or all."""
-        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance)
+        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance, self.model.config.gau_length)
         for layer in self.layers:
             layer.feed = feed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
@@ -118,9 +118,18 @@ class GenerationState:
         return self._run(self.model.embed(ids), positions, list(counts), steps.expand(B, N) if N > 1 else None)
 
     def feed_visual(
-        self, objective: str, values: Tensor, grid: Grid, time: Time = 0.0, *, keep: bool, first: int = 0
+        self,
+        objective: str,
+        values: Tensor,
+        grid: Grid,
+        time: Time = 0.0,
+        *,
+        keep: bool,
+        first: int = 0,
+        step: float = 0.0,
     ) -> Tensor:
-        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
+        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, from where the
+        sampler takes a `step` (`UnifiedConfig.step_sizes`), or codes (B, N).
         keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
         next feed goes on with the segment. Returns hidden (B, N, width)."""
         row, config = OBJECTIVES[objective], self.model.config
@@ -128,7 +137,7 @@ class GenerationState:
         embedded = segment = tables = None
         if not row.representation.discrete:
             times = torch.as_tensor(time, dtype=torch.float32, device=self.device)
-            embedded = self.model.time(times.expand(B))
+            embedded = self.model.embed_times(times.expand(B), torch.full((B,), step, device=self.device))
             segment = torch.arange(B, device=self.device).repeat_interleave(N)
         if config.patchifier(row.representation.name) == "unet":
             tables = grid_tables([grid] * B).to(self.device)
