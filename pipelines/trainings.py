@@ -152,4 +152,7 @@ def training_of(own: Any, upstream: Mapping[str, Any]) -> Training | None:
         own, distillation = own.training(teacher), own.distillation
     if not isinstance(own, TrainConfig) or tokens is None:
         return None
-    return UnifiedTraining(own, expected_config(own, tokens, tokenizer and tokenizer.model), distillation)
+    model = expected_config(own, tokens, tokenizer and tokenizer.model)
+    if distillation and distillation.tells_steps:
+        model = replace(model, step_sizes=True)
+    return UnifiedTraining(own, model, distillation)
