@@ -180,15 +180,16 @@ def objective_of(
         **alignment,
         **distilled,
     )
-    model.checkpoint_activations = _blocks_again(config, model.config)
+    model.checkpoint_activations = _blocks_again(config, model.config, distillation)
     return objective
 
 
-def _blocks_again(config: Config, shape: UnifiedConfig) -> bool:
+def _blocks_again(config: Config, shape: UnifiedConfig, distillation: Distillation | None) -> bool:
     """Whether blocks are computed again in the backward pass: on all ranks, where one has no room to keep them."""
     if config.engine.activation_checkpointing != "auto":
         return config.engine.activation_checkpointing
-    mine = needs_room(config, shape, dist.get_world_size(), device_memory(bool(config.workers.gpus)))
+    memory = device_memory(bool(config.workers.gpus))
+    mine = needs_room(config, shape, dist.get_world_size(), memory, distillation)
     return any(gathered(mine))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import corpora
@@ -18,8 +19,9 @@ from omniloom.stages.distill import stage as distill
 from omniloom.stages.evaluate.config import Config as EvaluateConfig
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.exported import export_gap
+from omniloom.stages.replay import Replay, replay
 from omniloom.stages.reporting import history
-from omniloom.stages.train import ledger, worker
+from omniloom.stages.train import ledger, replayed, worker
 from omniloom.stages.train import stage as train
 
 OWN = {"num_steps": 3, "guidance_scale": 1.0, "sampler": "ddim"}
@@ -141,6 +143,24 @@ def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path, teacher, tokens, vi
     again = distilled(tmp_path / "killed", teacher, tokens, visual, **METHODS[method])
     ours, theirs = (load_file(a.file("model", "unified.safetensors")) for a in (straight, again))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_step_is_replayed_bit_for_bit(tmp_path, teacher, tokens, visual):
+    """With its teacher; each document has its own loss, drawn pictures that which is distilled."""
+    settings = config()
+    training = distill.training_of(settings, teacher)
+    run(tmp_path, training, tokens, visual, settings.distillation)
+    curve = [row for row in history.load(str(tmp_path / "output" / "report" / "history.jsonl")) if "loss" in row]
+    silent = corpora.Silent()
+    job = worker.Job(training, tokens, visual, "", "", silent, silent, distillation=settings.distillation)
+    found = replay(Replay(replayed.parts, job, str(tmp_path / "state"), 2, curve, [], 1, 2))
+    assert (found["from"], found["equal"], found["row"]["step"]) == (2, True, 3)
+    assert all(document["grad_norm"] > 0 for document in found["documents"])
+    plain = replace(job, distillation=None)
+    other = replay(Replay(replayed.parts, plain, str(tmp_path / "state"), 2, curve, [], 1, 2))
+    assert other["equal"] is False
+    told = [{d["id"]: d["loss"] for d in each["documents"] if d["task"] == "text"} for each in (found, other)]
+    assert told[0] == told[1] != {}
 
 
 def test_evaluate_draws_as_the_model_says_unless_it_is_told(tmp_path, teacher, tokens, visual):

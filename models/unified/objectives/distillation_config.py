@@ -27,6 +27,13 @@ class Distillation:
         return -(-self.teacher_steps // self.num_steps)
 
     @property
+    def forward_passes(self) -> int:
+        """What a step makes more than one of any training: a guided pass is two, under consistency the student says
+        once what it will be held to, and under shortcut both say both halves of a step."""
+        guided = 1 if self.guidance_scale == 1 else 2
+        return {"reflow": guided * self.teacher_steps, "shortcut": 2 * (guided + 1)}.get(self.method, guided + 1)
+
+    @property
     def counts(self) -> list[int]:
         """Of a shortcut the numbers of steps that the way is cut into, the powers of two from 1 on. The teacher makes
         steps of half the least size, at least as many as its own."""
