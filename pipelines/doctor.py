@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 
 from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.secrets import redact
-from omniloom.pipelines import fitting, measuring, room
+from omniloom.pipelines import fitting, measuring, measuring_data, room
 from omniloom.pipelines.checks import check_all
 from omniloom.pipelines.config import PipelineConfig, load, naming, placed
 from omniloom.pipelines.sizing import sizes
@@ -50,10 +50,18 @@ def examine(config: str | None, overrides: list[str], measure: bool = False) -> 
             lacking, place = _room(own, found)
             checks += [check for check in lacking if check not in checks]
             with naming(own):
-                taken = measuring.measure(own) if measure and set(labels) & set(found) else {}
-            for name in [name for name in found if name in labels]:
-                sized[labels[name]] = found[name] | _on_gpu(own, name, place) | taken.get(name, {})
+                taken = _taken(own, labels, found) if measure else {}
+            for name in [name for name in own.graph.names if name in labels and name in {*found, *taken}]:
+                size = found[name] | _on_gpu(own, name, place) if name in found else {}
+                sized[labels[name]] = size | taken.get(name, {})
     return redact({"checks": checks, "sizes": sized})
+
+
+def _taken(config: PipelineConfig, labels: Mapping[str, str], found: Mapping[str, dict]) -> dict[str, dict]:
+    """What was measured of those of the stages that are told of: steps of trainings, and samples of sources."""
+    trained = measuring.measure(config) if set(labels) & set(found) else {}
+    reads = {stage.name for stage in config.graph.stages if hasattr(stage.module, "listing")}
+    return trained | (measuring_data.measure(config) if set(labels) & reads else {})
 
 
 def _pipelines(path: str, overrides: list[str], loaded: PipelineConfig) -> Iterator[tuple[PipelineConfig, dict]]:

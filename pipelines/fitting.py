@@ -9,19 +9,18 @@ memory.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omniloom.infra import gpus
 from omniloom.infra.nodes import gib
-from omniloom.models.unified.config import UnifiedConfig
 from omniloom.pipelines import sizing
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig
+from omniloom.pipelines.trainings import Training, training_of
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
 from omniloom.stages.train.config import Config as TrainConfig
-from omniloom.stages.train.config import expected_config
-from omniloom.stages.train.memory import USABLE, needs_room, worker_memory
+from omniloom.stages.train.memory import USABLE
 
 Needed = Callable[[Any], int]  # bytes of a worker under a stage's config
 
@@ -71,31 +70,21 @@ def of_stage(config: PipelineConfig, name: str, gpu: str, memory: int | None = N
     for stage, own, upstream in with_upstream(config):
         if stage.name != name:
             continue
-        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
-        if isinstance(own, TrainConfig) and tokens:
-            return of_train(own, expected_config(own, tokens, tokenizer and tokenizer.model), gpu, memory)
+        if training := training_of(own, upstream):
+            return of_training(training, gpu, memory)
         if isinstance(own, TokenizerConfig) and (model := sizing.tokenizer_models(config).get(name)):
             return fit(own, lambda tried: sizing.tokenizer_size(tried, model)["memory_per_worker_bytes"], gpu, memory)
     return None
 
 
-def of_train(config: TrainConfig, model: UnifiedConfig, gpu: str, memory: int | None = None) -> Fit:
-    """Of a worker of `train`."""
-    return fit(config, _train_needs(model, memory or gpus.known(gpu).memory), gpu, memory)
+def of_training(training: Training, gpu: str, memory: int | None = None) -> Fit:
+    """Of a worker of one of those."""
+    whole = memory or gpus.known(gpu).memory
 
+    def needed(config: Any) -> int:
+        return sum(replace(training, config=config).on(whole).memory.values())
 
-def _train_needs(model: UnifiedConfig, memory: int | None) -> Needed:
-    """What a worker of `train` needs on a GPU of so much memory, which decides where `activation_checkpointing` is
-    auto."""
-
-    def needed(config: TrainConfig) -> int:
-        engine = config.engine
-        if engine.activation_checkpointing == "auto":
-            again = memory is not None and needs_room(config, model, config.workers.most, memory)
-            config = _with(config, "engine.activation_checkpointing", again) or config
-        return sum(worker_memory(config, model).values())
-
-    return needed
+    return fit(training.config, needed, gpu, memory)
 
 
 def changes(config: Any, needed: Needed, memory: int) -> str:

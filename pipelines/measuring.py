@@ -2,8 +2,8 @@
 pipeline. Out: seconds of steps.
 
 The formulas by which `plan` scales a run (`pipelines.takes`) have one unknown factor on a machine, which a few steps
-at one size tell for all others: seconds that are measured, over those that are calculated. There is one by device,
-precision and number of CPUs of a worker.
+at one size tell for all others: seconds that are measured, over those that are calculated. There is one by kind of
+training, device, precision and number of CPUs of a worker; a kind that was not measured takes that of `train`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +24,12 @@ from typing import Any
 from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.training.heap import KEEPS_FREED
-from omniloom.models.unified.config import UnifiedConfig
 from omniloom.pipelines import sizing
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig
+from omniloom.pipelines.trainings import ScorerTraining, Training, step_cost, training_of
 from omniloom.stages.tokenizer.config import TokenizerStageConfig as TokenizerConfig
 from omniloom.stages.tokenizer.config import is_warm_up
-from omniloom.stages.train.config import TrainConfig, expected_config
-from omniloom.stages.train.cost import step_cost
 
 
 @dataclass(frozen=True)
@@ -42,31 +40,37 @@ class Measured:
     on: str
 
 
-def known(config: TrainConfig) -> Measured | None:
-    """What was measured for such workers; None where nothing was."""
-    try:
-        return Measured(**json.loads(_file(config).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+def known(training: Training) -> Measured | None:
+    """What was measured for such workers, of this kind of training or else of `train`; None where nothing was."""
+    for kind in (kind_of(training), "train"):
+        with suppress(OSError, ValueError, TypeError):
+            return Measured(**json.loads(_file(training, kind).read_text()))
+    return None
+
+
+def kind_of(training: Training) -> str:
+    """Trainings that a factor of their own is kept of."""
+    return "distill" if getattr(training, "distillation", None) else training.kind
 
 
 def measure(config: PipelineConfig) -> dict[str, dict[str, Any]]:
-    """By training: a worker's seconds a step, and tokens or images a second of all workers. InputError where this
-    machine would not run them."""
+    """By training: a worker's seconds a step, and tokens, pairs or images a second of all workers. InputError where
+    this machine would not run them."""
     if not cluster.starts_here(config.cluster):
         raise InputError("--measure is of this machine, and names another; leave it out", field="cluster.address")
     found, tokenizers = {}, sizing.tokenizer_models(config)
     for stage, own, upstream in with_upstream(config):
         if stage.name in tokenizers and isinstance(own, TokenizerConfig) and not is_warm_up(tokenizers[stage.name]):
             found[stage.name] = _measure_tokenizer(own, tokenizers[stage.name], f"stages.{stage.name}")
-        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
-        if not isinstance(own, TrainConfig) or tokens is None or _left_out(own):
+        training = training_of(own, upstream)
+        if training is None or not training.measurable:
             continue
-        model = expected_config(own, tokens, tokenizer and tokenizer.model)
-        seconds = _in_a_process(own, _train_step, (own, model), f"stages.{stage.name}")
-        _keep(own, Measured(seconds / step_cost(own, model), f"{datetime.now(UTC):%Y-%m-%d}"))
-        tokens_a_second = own.batch_rows * own.packing.length / seconds
-        found[stage.name] = {"seconds_per_step": seconds, "tokens_per_second": tokens_a_second}
+        seconds = _in_a_process(training.config, _step, (training,), f"stages.{stage.name}")
+        _keep(training, Measured(seconds / step_cost(training), f"{datetime.now(UTC):%Y-%m-%d}"))
+        found[stage.name] = {
+            "seconds_per_step": seconds,
+            f"{training.unit}_per_second": training.units / seconds,
+        }
     return found
 
 
@@ -93,7 +97,7 @@ def same_steps(measured: PipelineConfig, config: PipelineConfig) -> None:
     for name in sizing.tokenizer_models(measured):
         before, now = getattr(measured.stages, name), getattr(config.stages, name)
         if found := known_tokenizer(before):
-            _write(_tokenizer_file(now), found)
+            write(_tokenizer_file(now), found)
 
 
 def images_of_a_step(config: TokenizerConfig) -> float:
@@ -107,7 +111,7 @@ def images_of_a_step(config: TokenizerConfig) -> float:
 
 def _measure_tokenizer(config: TokenizerConfig, model: Any, field: str) -> dict[str, Any]:
     seconds, trained = _in_a_process(config, _tokenizer_step, (config, model), field)
-    _write(_tokenizer_file(config), MeasuredTokenizer(seconds, trained, f"{datetime.now(UTC):%Y-%m-%d}"))
+    write(_tokenizer_file(config), MeasuredTokenizer(seconds, trained, f"{datetime.now(UTC):%Y-%m-%d}"))
     return {"seconds_per_step": seconds, "images_per_second": images_of_a_step(config) / seconds}
 
 
@@ -126,12 +130,7 @@ def _tokenizer_step(config: TokenizerConfig, model: Any) -> tuple[float, int]:
     return step_seconds(config, model)
 
 
-def _left_out(config: TrainConfig) -> bool:
-    """Steps that one process cannot do, or whose data cannot be made up."""
-    return config.engine.sequence_parallel > 1 or config.alignment is not None
-
-
-def _in_a_process(config: TrainConfig | TokenizerConfig, step: Callable, given: tuple, field: str) -> Any:
+def _in_a_process(config: Any, step: Callable, given: tuple, field: str) -> Any:
     """`step(*given)` in a process of its own, which has the variables of ranks."""
     with _as_of_ranks(config), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
@@ -142,14 +141,19 @@ def _in_a_process(config: TrainConfig | TokenizerConfig, step: Callable, given: 
             ) from None
 
 
-def _train_step(config: TrainConfig, model: UnifiedConfig) -> float:
+def _step(training: Training) -> float:
+    if isinstance(training, ScorerTraining):
+        from omniloom.stages.scorer.measured import step_seconds as of_scorer
+
+        return of_scorer(training.config, training.model)
     from omniloom.stages.train.measured import step_seconds
 
-    return step_seconds(config, model, config.workers.most)
+    workers = training.config.workers.most
+    return step_seconds(training.config, training.model, workers, training.distillation)
 
 
 @contextmanager
-def _as_of_ranks(config: TrainConfig | TokenizerConfig) -> Iterator[None]:
+def _as_of_ranks(config: Any) -> Iterator[None]:
     """Processes that start inside have the heap of ranks."""
     before = dict(os.environ)
     os.environ |= {} if config.workers.gpus else KEEPS_FREED
@@ -161,16 +165,19 @@ def _as_of_ranks(config: TrainConfig | TokenizerConfig) -> Iterator[None]:
         os.environ |= before
 
 
-def _file(config: TrainConfig) -> Path:
-    device = "gpu" if config.workers.gpus else f"{config.workers.cpus:g}-cpus"
-    return storage.cache_folder() / "measured" / f"{device}-{config.engine.precision}.json"
+def _file(training: Training, kind: str) -> Path:
+    workers = training.config.workers
+    device = "gpu" if workers.gpus else f"{workers.cpus:g}-cpus"
+    of_kind = "" if kind == "train" else f"{kind}-"
+    return storage.cache_folder() / "measured" / f"{of_kind}{device}-{training.config.engine.precision}.json"
 
 
-def _keep(config: TrainConfig, measured: Measured) -> None:
-    _write(_file(config), measured)
+def _keep(training: Training, measured: Measured) -> None:
+    write(_file(training, kind_of(training)), measured)
 
 
-def _write(file: Path, measured: Any) -> None:
+def write(file: Path, measured: Any) -> None:
+    """Keep a dataclass of figures in the machine's cache."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(asdict(measured)))

@@ -6,6 +6,7 @@ nothing into the storage.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,8 +27,10 @@ from omniloom.pipelines.selection import Selection
 from omniloom.stages.base import Stage
 from omniloom.stages.ingest.increments import growth
 
-# By a stage and its config, the listing of its sources and what the plan says of it; each is made once.
-Listings = dict[tuple[str, str], tuple[Sequence[Mapping] | None, dict | None]]
+# Files and bytes of a listing, by the number of the source.
+Offered = dict[int, tuple[int, int]]
+# By a stage and its config, the listing of its sources, what the plan says of it and what each offers; each made once.
+Listings = dict[tuple[str, str], tuple[Sequence[Mapping] | None, dict | None, Offered]]
 
 
 @dataclass
@@ -211,14 +214,15 @@ def _make_plan(config: PipelineConfig, selection: Selection, beside: Plan | None
 
 def _look(stage: Stage, plan: Plan) -> PlannedStage:
     """The stage with what lies outside: its sources, and the files that its config names."""
-    config, files, sources, outside = getattr(plan.config.stages, stage.name), None, None, {}
+    config, files, sources, offered, outside = getattr(plan.config.stages, stage.name), None, None, {}, {}
     if config is not None and not plan.graph.missing(stage):
         key = stage.name, repr(config)
         if key not in plan.listings:
             found = _listing(stage, config)
-            plan.listings[key] = found, _facts(found) if found else None
-        (files, sources), outside = plan.listings[key], outside_contents(config, plan.contents)
-    return PlannedStage(stage, config, plan.graph.inputs[stage.name], "", "", None, sources, outside, listing=files)
+            plan.listings[key] = found, *(_facts(found) if found else (None, {}))
+        (files, sources, offered), outside = plan.listings[key], outside_contents(config, plan.contents)
+    inputs = plan.graph.inputs[stage.name]
+    return PlannedStage(stage, config, inputs, "", "", None, sources, outside, listing=files, offered=offered)
 
 
 def _address(planned: PlannedStage, plan: Plan) -> None:
@@ -253,17 +257,20 @@ def _fingerprint(planned: PlannedStage, made_from: dict[str, str]) -> str:
     return fingerprint(planned.name, version, planned.config, made_from, sources, digests(planned.outside))
 
 
-def _facts(files: Sequence[Mapping]) -> dict:
-    """What the plan says of a listing, of which there may be millions of rows."""
-    size = 0
+def _facts(files: Sequence[Mapping]) -> tuple[dict, Offered]:
+    """What the plan says of a listing, of which there may be millions of rows, and what each source offers."""
+    counts: Counter[int] = Counter()
+    sizes: Counter[int] = Counter()
 
     def rows() -> Iterator[Mapping]:
-        nonlocal size
         for file in files:
-            size += file.get("size") or 0
+            number = file.get("source", 0)
+            counts[number] += 1
+            sizes[number] += file.get("size") or 0
             yield file
 
-    return {"digest": digest_of_rows(rows()), "files": len(files), "bytes": size}
+    digest = digest_of_rows(rows())
+    return {"digest": digest, "files": len(files), "bytes": sizes.total()}, {n: (counts[n], sizes[n]) for n in counts}
 
 
 def _listing(stage: Stage, config: Any) -> Sequence[Mapping] | None:

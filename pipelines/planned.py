@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omniloom.infra.artifacts import Artifact
@@ -53,6 +53,7 @@ class PlannedStage:
     expected: Artifact | None = None  # what it comes out as, as far as nothing says that it will be another
     drift: bool = False  # pinned to an artifact that the config would not make
     listing: Sequence[Mapping] | None = None  # of the sources
+    offered: Mapping[int, tuple[int, int]] = field(default_factory=dict)  # files and bytes by the source's number
     grown: Grown | None = None
     kept: Kept | None = None
 

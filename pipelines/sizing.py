@@ -14,27 +14,23 @@ from omniloom.infra.training.config import EngineConfig
 from omniloom.infra.training.memory import state_memory
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import PipelineConfig, naming
-from omniloom.stages.pretokenize.config import Config as PretokenizeConfig
+from omniloom.pipelines.trainings import Training, UnifiedTraining, training_of
 from omniloom.stages.tokenizer.architecture import architecture
 from omniloom.stages.tokenizer.config import Config as TokenizerConfig
-from omniloom.stages.train.config import Config as TrainConfig
-from omniloom.stages.train.config import expected_config, parameters_of
-from omniloom.stages.train.memory import one_pass, worker_memory
+from omniloom.stages.train.memory import one_pass
 
 
 def sizes(config: PipelineConfig) -> dict[str, dict]:
     """Per training stage: parameters, workers, units per step, and memory per worker in bytes by what takes it. A stage
     that starts from what is pinned has sizes that the config does not tell, and is left out."""
     models, found = tokenizer_models(config), {}
-    for stage in config.graph.stages:
-        own, inputs = getattr(config.stages, stage.name), config.graph.inputs[stage.name]
-        before, tokens = inputs.get("tokenizer"), getattr(config.stages, inputs.get("tokens", ""), None)
+    for stage, own, upstream in with_upstream(config):
         with naming(config), within(f"stages.{stage.name}"):
             if stage.name in models:
                 found[stage.name] = tokenizer_size(own, models[stage.name])
-            elif isinstance(own, TrainConfig) and isinstance(tokens, PretokenizeConfig):
-                if before is None or before in models:
-                    found[stage.name] = _unified(own, tokens, models.get(before) if before else None)
+            elif stage.name not in config.pins and config.graph.inputs[stage.name].get("tokenizer") in {None, *models}:
+                if training := training_of(own, upstream):
+                    found[stage.name] = _training(training)
     return found
 
 
@@ -53,11 +49,9 @@ def least(config: PipelineConfig) -> dict[str, dict]:
     """As `sizes`, what is known without torch, and of it what is sure to be needed: weights, gradients and states."""
     found = {}
     for stage, own, upstream in with_upstream(config):
-        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
-        if isinstance(own, TrainConfig) and tokens and stage.name not in config.pins:
-            model = expected_config(own, tokens, tokenizer and tokenizer.model)
-            state = _state(*parameters_of(own, model), own.engine, own.workers.most)
-            found[stage.name] = _with_total({"workers": own.workers.most, **state})
+        training = training_of(own, upstream) if stage.name not in config.pins else None
+        if training:
+            found[stage.name] = _with_total({"workers": own.workers.most, **_bytes(training.least)})
     return found
 
 
@@ -148,17 +142,19 @@ def _built(stage, model):
         ) from error
 
 
-def _unified(stage: TrainConfig, tokens: PretokenizeConfig, tokenizer) -> dict:
-    model = expected_config(stage, tokens, tokenizer)
-    trained, frozen = parameters_of(stage, model)
-    workers = stage.workers.most
+def _training(training: Training) -> dict:
+    trained, frozen = training.parameters
+    workers, passes = training.config.workers.most, {}
+    if isinstance(training, UnifiedTraining):
+        positions = one_pass(training.config, training.model, workers).positions
+        passes = {"tokens_per_worker_and_pass": positions}
     return _with_total(
         {
             "parameters": trained + frozen,
-            **({"trained_parameters": trained} if stage.adapter else {}),
+            **({"trained_parameters": trained} if frozen else {}),
             "workers": workers,
-            "tokens_per_step": stage.batch_rows * stage.packing.length,
-            "tokens_per_worker_and_pass": one_pass(stage, model, workers).positions,
-            **_bytes(worker_memory(stage, model)),
+            f"{training.unit}_per_step": training.units,
+            **passes,
+            **_bytes(training.memory),
         }
     )

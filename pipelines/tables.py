@@ -40,7 +40,7 @@ def plan_table(plan: Plan, found: Mapping[str, Takes]) -> Table:
     table = Table(
         title=f"{plan.config.name} in {redact(plan.config.storage)}", title_justify="left", box=None, pad_edge=False
     )
-    for column in ("stage", "status", "fingerprint", "last took", "predicted", "reason"):
+    for column in ("stage", "status", "fingerprint", "last took", "predicted", "by", "reason"):
         table.add_column(column, overflow="fold")
     for p in plan.stages:
         colour = _COLOURS[p.status]
@@ -50,6 +50,7 @@ def plan_table(plan: Plan, found: Mapping[str, Takes]) -> Table:
             p.fingerprint[:12],
             f"{p.last_seconds:.0f} s" if p.last_seconds else "-",
             duration(seconds) if (seconds := found[p.name].seconds if p.name in found else None) else "-",
+            found[p.name].basis or "-" if p.name in found else "-",
             redact(p.reason).replace("[", r"\["),
         )
     return table

@@ -108,10 +108,15 @@ def predicted_seconds(case: Case) -> float:
 
 def measured(case: Case, seed: int = 0) -> Taken:
     """Of this rank; a process group must exist."""
+    return measured_steps(lambda: stepper(case, seed))
+
+
+def measured_steps(make: Callable[[], Callable[[int], None]]) -> Taken:
+    """Of what `make` makes and its steps by number."""
     activity = torch.profiler.ProfilerActivity.CPU
     gc.collect()  # what earlier trainings have left must not be released within this one
     with torch.profiler.profile(activities=[activity], profile_memory=True) as profile:
-        run = stepper(case, seed)
+        run = make()
         for step in range(STEPS):
             run(step)
             gc.collect()  # tensors in cycles are of no step, and go when the collector happens to run
@@ -161,4 +166,5 @@ def _one_pass(case: Case) -> Pass:
         dropped=dropped,
         spared=spared,
         pictures=batch.tokens["visual"] // case.sequence_parallel,
+        pairs=batch.ids.numel() * batch.ids.shape[1] // case.sequence_parallel,
     )

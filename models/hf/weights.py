@@ -37,14 +37,17 @@ class Checkpoint:
             if key not in known and not ignored(key):
                 raise ValueError(f"{self.where}: {key}: config.json has no place for this tensor")
 
-    def read(self, key: str, shape: tuple[int, ...]) -> Tensor:
+    def shape(self, key: str) -> tuple[int, ...]:
         if key not in self._files:
             raise ValueError(f"{self.where}: {key}: missing")
         file = self._files[key]
         handle = self._handles[file]
         if key not in handle.keys():
             raise ValueError(f"{file}: {key}: missing")
-        found = tuple(handle.get_slice(key).get_shape())
+        return tuple(handle.get_slice(key).get_shape())
+
+    def read(self, key: str, shape: tuple[int, ...]) -> Tensor:
+        found, file = self.shape(key), self._files[key]
         if found != shape:
             raise ValueError(f"{file}: {key}: expected shape {shape}, got {found}")
         tensor = self.tensor(key)

@@ -19,10 +19,21 @@ from torch import Tensor
 def clip_loss(pictures_BD: Tensor, texts_BD: Tensor, scale: Tensor, same_BB: Tensor | None = None) -> Tensor:
     """The mean of the cross entropies of captions given pictures and of pictures given captions (arXiv 2103.00020,
     figure 3); `scale` is the inverse of the temperature."""
+    logits_BB, target_BB = _softmax(pictures_BD, texts_BD, scale, same_BB)
+    return (F.cross_entropy(logits_BB, target_BB) + F.cross_entropy(logits_BB.T, target_BB)) / 2
+
+
+def clip_losses(pictures_BD: Tensor, texts_BD: Tensor, scale: Tensor, same_BB: Tensor | None = None) -> Tensor:
+    """(B,): the share of `clip_loss`, their mean, that each pair has."""
+    logits_BB, target_BB = _softmax(pictures_BD, texts_BD, scale, same_BB)
+    rows_B, columns_B = (F.cross_entropy(x, target_BB, reduction="none") for x in (logits_BB, logits_BB.T))
+    return (rows_B + columns_B) / 2
+
+
+def _softmax(pictures_BD: Tensor, texts_BD: Tensor, scale: Tensor, same_BB: Tensor | None) -> tuple[Tensor, Tensor]:
     logits_BB = scale * pictures_BD @ texts_BD.T
     target_BB = _right(logits_BB, same_BB)
-    target_BB = target_BB / target_BB.sum(1, keepdim=True)  # rows and columns are alike: to be the same is mutual
-    return (F.cross_entropy(logits_BB, target_BB) + F.cross_entropy(logits_BB.T, target_BB)) / 2
+    return logits_BB, target_BB / target_BB.sum(1, keepdim=True)  # rows and columns are alike: same is mutual
 
 
 def siglip_loss(
@@ -30,8 +41,15 @@ def siglip_loss(
 ) -> Tensor:
     """-mean_i sum_j log sigmoid(y_ij (scale x_i . z_j + bias)), y 1 of what is right and -1 of all else (arXiv
     2303.15343, equation 1)."""
+    return siglip_losses(pictures_BD, texts_BD, scale, bias, same_BB).mean()
+
+
+def siglip_losses(
+    pictures_BD: Tensor, texts_BD: Tensor, scale: Tensor, bias: Tensor, same_BB: Tensor | None = None
+) -> Tensor:
+    """(B,): the share of `siglip_loss`, their mean, that each picture has."""
     logits_BB = scale * pictures_BD @ texts_BD.T + bias
-    return -F.logsigmoid((2 * _right(logits_BB, same_BB) - 1) * logits_BB).sum(1).mean()
+    return -F.logsigmoid((2 * _right(logits_BB, same_BB) - 1) * logits_BB).sum(1)
 
 
 def _right(logits_BB: Tensor, same_BB: Tensor | None) -> Tensor:

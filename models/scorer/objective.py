@@ -16,7 +16,7 @@ from omniloom.models.features.clip import Attention, Clip, Layer
 from omniloom.models.features.clip_config import ClipConfig
 from omniloom.models.features.dual import Dual
 from omniloom.models.scorer.config import MAX_SCALE
-from omniloom.models.scorer.losses import AtMost, clip_loss, siglip_loss
+from omniloom.models.scorer.losses import AtMost, clip_loss, clip_losses, siglip_loss, siglip_losses
 from omniloom.models.scorer.losses_config import Loss
 
 # log of the scale, and the bias, at the start: arXiv 2103.00020, section 2.5; arXiv 2303.15343, section 3.2.
@@ -61,6 +61,13 @@ class ScorerObjective(nn.Module):
             scale = self.log_scale.exp()
             loss = siglip_loss(pictures, captions, scale, self.bias, same_BB)
         return loss, {"loss": loss.detach(), "scale": scale.detach()[0]}
+
+    def losses(self, pictures_BD: Tensor, captions_BD: Tensor, same_BB: Tensor | None = None) -> Tensor:
+        """(B,): what each pair of embeddings of length 1 has of the loss, which is their mean."""
+        if self.bias is None:
+            scale = AtMost.apply(self.log_scale, math.log(MAX_SCALE)).exp()
+            return clip_losses(pictures_BD, captions_BD, scale, same_BB)
+        return siglip_losses(pictures_BD, captions_BD, self.log_scale.exp(), self.bias, same_BB)
 
 
 def fresh_clip(config: ClipConfig) -> Clip:

@@ -6,6 +6,8 @@ values mixed by softmax(q k / sqrt(D)) over what each query sees, (B, H, N, D).
                  documents nor most keys ahead are touched. Linear in the documents
     FlexAttend   FlexAttention under a block mask that the loader has made: training on GPUs
 
+    SquaredReluAttend  by relu(q k / n)^2 instead, of a gated attention unit (arXiv 2202.10447), as two products
+
 All take the mask of `models.unified.mask`. A batch carries the plan of the last two from the loader to the model.
 """
 
@@ -41,6 +43,27 @@ class DenseAttend:
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v = (repeated(x, q.shape[1]) for x in (k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+
+
+@dataclass
+class SquaredReluAttend:
+    """relu(q k / length)^2 v, without a softmax (arXiv 2202.10447), over what each query sees; a query that
+    sees more gets more. `length` is no row's and no document's but one for all, so that neither changes another.
+
+    mask  as of `DenseAttend`
+    """
+
+    mask: Tensor
+    length: int
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = (q @ k.transpose(-1, -2)).masked_fill(~self.mask, 0) / self.length
+        return F.relu(scores).square() @ v
+
+
+def dense(mask: Tensor, squared: int | None = None) -> Attend:
+    """squared: the length of squared ReLUs, None of a softmax."""
+    return DenseAttend(mask) if squared is None else SquaredReluAttend(mask, squared)
 
 
 @dataclass
@@ -101,10 +124,12 @@ def _compiled_flex():
     return torch.compile(flex_attention, dynamic=False)
 
 
-def attend_for(plan: QueryBlocks | BlockTables | None, start: Tensor, end: Tensor) -> Attend:
-    """The backend that a batch's plan is for; without a plan the dense one."""
-    if plan is None:
-        return DenseAttend(dense_mask(start, end))
+def attend_for(
+    plan: QueryBlocks | BlockTables | None, start: Tensor, end: Tensor, squared: int | None = None
+) -> Attend:
+    """The backend that a batch's plan is for; without a plan, and of squared ReLUs of that length, a dense one."""
+    if plan is None or squared is not None:
+        return dense(dense_mask(start, end), squared)
     return BlockAttend(plan) if isinstance(plan, QueryBlocks) else FlexAttend(plan, start.int(), end.int())
 
 

@@ -24,7 +24,7 @@ from omniloom.models.fused import rotate, rotated_heads, swiglu
 from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.config import TIME_SCALE, UnifiedConfig
 from omniloom.models.unified.places import Modulation, Places
 from omniloom.models.unified.recurrence import Recurrence, StateCache
 
@@ -131,9 +131,9 @@ class GatedAttentionUnit(nn.Module):
     of e = `hidden` channels each, in e / head_dim heads. Queries and keys of a head are z, scaled and offset channel
     by channel, then turned.
 
-    The paper divides squared ReLUs by the length. Here scores pass a softmax, which is right for documents of any
-    length in one row: its weights sum to 1 whatever a query sees. Two units of e = 2 width have one Llama block's
-    parameters, and their heads together attend four times as much.
+    Scores pass a softmax, which is right for documents of any length in one row: its weights sum to 1 whatever a query
+    sees. The paper's squared ReLUs over the length are right at that length alone, `gau_length` where it is set. Two
+    units of e = 2 width have one Llama block's parameters, and their heads together attend four times as much.
     """
 
     def __init__(self, config: UnifiedConfig):
@@ -301,16 +301,27 @@ def make_blocks(config: UnifiedConfig) -> nn.ModuleList:
 
 
 class TimeEmbedding(nn.Module):
-    """Times in [0, 1], any shape -> (..., width): sinusoids of 1000 t, then an MLP (arXiv 2006.11239)."""
+    """Times in [0, 1], any shape -> (..., width): sinusoids of scale * t, then an MLP (arXiv 2006.11239)."""
 
-    def __init__(self, dim: int, width: int):
+    def __init__(self, dim: int, width: int, scale: float = TIME_SCALE):
         super().__init__()
-        self.dim = dim
+        self.dim, self.scale = dim, scale
         self.mlp = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, times: Tensor) -> Tensor:
         half = self.dim // 2
         steps = torch.arange(half, dtype=torch.float32, device=times.device) / half
-        angles = 1000.0 * times.float()[..., None] * torch.exp(-math.log(10000.0) * steps)
+        angles = self.scale * times.float()[..., None] * torch.exp(-math.log(10000.0) * steps)
         waves = torch.cat((angles.cos(), angles.sin()), dim=-1)
         return self.mlp(waves.to(self.mlp[0].weight.dtype))
+
+
+class StepEmbedding(TimeEmbedding):
+    """Sizes of a sampler's steps, as times are; of size 0 it is exactly 0, and at the start of every size."""
+
+    @property
+    def starts_at_zero(self) -> tuple[nn.Linear, ...]:
+        return (self.mlp[2],)
+
+    def forward(self, steps: Tensor) -> Tensor:
+        return super().forward(steps) * (steps > 0)[..., None]

@@ -24,7 +24,8 @@ from omniloom.models.checks import (
 from omniloom.models.unified.density.config import DensityConfig, HeadShape, read_density
 from omniloom.models.unified.representations import REPRESENTATIONS
 
-ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming")
+ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming", "one_place")
+TIME_SCALE = 1000.0  # what times in [0, 1] are multiplied by before their sinusoids (arXiv 2006.11239)
 BLOCKS = ("llama", "gau")
 MODULATIONS = ("adaln_zero",)
 EXPERTS = ("feed_forward", "all")
@@ -152,6 +153,7 @@ class UnifiedConfig(Conditional):
         "flow_head_width": Use(lambda c: c.flow_head_layers > 0, "flow_head_layers above 0"),
         "density": Use(lambda c: c.density is not None, "the objective next_latent"),
         "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
+        "time_scale": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
         "modality_experts": Use(lambda c: bool(c.representations), "a model of pictures"),
     }
 
@@ -176,8 +178,11 @@ class UnifiedConfig(Conditional):
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Change of the rotary frequencies, of every axis, or null."""
-    rope_scheme: Literal["rope_1d", "axial", "tie_v1", "tie_v2", "streaming"] = "tie_v2"
-    """How the positions of text, rows, columns and frames turn queries and keys (`models.unified.positions`)."""
+    rope_scheme: Literal["rope_1d", "axial", "tie_v1", "tie_v2", "streaming", "one_place"] = "tie_v2"
+    """How the positions of text, rows, columns and frames turn queries and keys (`models.unified.positions`).
+    one_place (BAGEL, arXiv 2505.14683): a picture and the tokens around it share one position and, but for objectives
+    in which a picture sees itself causally, all see each other; its rows and columns enter as sinusoids added to the
+    blocks' input."""
     axes: int = 3
     """Position axes that share the rotary frequencies: 3 (row, column, time) serves images and videos; 2 gives still
     images more frequencies; text is RoPE-1D under each of them."""
@@ -253,6 +258,15 @@ class UnifiedConfig(Conditional):
     """Of so many blocks the last attends, and the others have a gated linear recurrence over texts in its place
     (RG-LRU, arXiv 2402.19427, which has 3), to which a picture's positions all come behind the text before them. null:
     every block attends."""
+    time_scale: float | None = field(default=None, metadata=_LATER)
+    """What a diffusion's times, in [0, 1], are multiplied by before their sinusoids (BAGEL has 1); null: 1000."""
+    gau_length: int | None = field(default=None, metadata=_LATER)
+    """n of relu(q k / n)^2, by which GAUs weigh values in place of a softmax (arXiv 2202.10447): the tokens
+    of the documents that they are made for, as a query's weights grow with what it sees. null: a softmax."""
+    step_sizes: bool | None = field(default=None, metadata=_LATER)
+    """Beside the time of a diffusion the network is told how far its sampler's step goes, in the time that it is told
+    (shortcut models, arXiv 2410.12557, section 3), and at size 0 is the model that it were without. null: it is not, as
+    of all but what `distill` makes by shortcut."""
 
     def __post_init__(self) -> None:
         _positive_int(
@@ -284,17 +298,23 @@ class UnifiedConfig(Conditional):
         self._check_visual()
         self._check_by_modality()
         self._check_recurrence()
+        if self.gau_length is not None:
+            _positive_int(self, "gau_length")
+            require(self.block == "gau", self, "gau_length", "null without block: gau")
+            require(self.mup is None, self, "mup", "null, as it has no rule for the scores of gau_length")
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
         require(self.time_dim % 2 == 0, self, "time_dim", "an even number")
         require(self.rope_scheme in ROPE_SCHEMES, self, "rope_scheme", f"one of {', '.join(ROPE_SCHEMES)}")
         require(self.axes in (1, 2, 3), self, "axes", "1, 2 or 3")
         require(
-            self.axes > 1 or self.rope_scheme == "rope_1d",
+            self.axes > 1 or self.rope_scheme in ("rope_1d", "one_place"),
             self,
             "axes",
             f"2 or 3 for rope_scheme={self.rope_scheme!r}",
         )
         require(self.head_dim // 2 >= self.axes, self, "head_dim", f"at least {2 * self.axes}, two an axis")
+        if self.one_place:
+            require(self.width % 4 == 0, self, "width", "a multiple of 4, a sine and a cosine of row and column each")
         require(self.rope_base > 1, self, "rope_base", "a number above 1")
         require(self.norm_eps > 0, self, "norm_eps", "a positive number")
         top = max(getattr(self.specials, f.name) for f in fields(self.specials))
@@ -311,6 +331,8 @@ class UnifiedConfig(Conditional):
         layers = self.flow_head_layers
         good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
         require(good, self, "flow_head_layers", "an integer not below 0")
+        if self.time_scale is not None:
+            require(0 < self.time_scale < float("inf"), self, "time_scale", "a positive number, or null")
         derive(self, "flow_head_width", self.width)
         _positive_int(self, "flow_head_width")
         require(
@@ -351,6 +373,8 @@ class UnifiedConfig(Conditional):
         require(good, self, "attention_every", f"an integer from 2 to layers={self.layers}, or null")
         require(self.block == "llama", self, "attention_every", "null, as a GAU is attention and feed-forward in one")
         require(not self.norm_after, self, "attention_every", "null, as every block of this start attends")
+        expected = "null, as a recurrence cannot read the tokens around a picture with it"
+        require(not self.one_place, self, "attention_every", expected)
         require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}, whose gates are apart")
         require(self.mup is None, self, "mup", "null, as it has no rule for the gates of attention_every")
 
@@ -418,9 +442,19 @@ class UnifiedConfig(Conditional):
         return self.latent_dim is not None or self.pixel_dim is not None
 
     @property
+    def one_place(self) -> bool:
+        """Whether a picture and the tokens around it share one position, and sinusoids say what is where in it."""
+        return self.rope_scheme == "one_place"
+
+    @property
     def is_modulated(self) -> bool:
         """Whether blocks are modulated by times."""
         return self.modulation is not None and self.has_times
+
+    @property
+    def tells_steps(self) -> bool:
+        """Whether it is told step sizes."""
+        return bool(self.step_sizes) and self.has_times
 
     @property
     def has_experts(self) -> bool:

@@ -13,7 +13,7 @@ average, the mean of `corruption.mask_ratio`. A unet's convolutions count their 
 time, as that of a flow head, every segment that a row may have. Beside an adapter a frozen matrix of the blocks or of
 the head costs 4, and the adapter's own 6; other frozen parts count as if they were trained. What pictures have of the
 blocks for themselves costs what text's costs, as each place goes through one of both; an adapter has no part in it. A
-modulation is computed once a segment that a row may have. A density head counts what it is asked.
+modulation and a step size are computed once a segment that a row may have. A density head counts what it is asked.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def step_flops(config: UnifiedConfig, batch: Batch, adapter: AdapterConfig | Non
                 entered = _TRAINED * (c.code_dim + c.width) * c.width * len(batch.parts[name].index)
                 total += entered + _TRAINED * c.width * c.width * asked
         else:
-            total += segments * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
+            told = segments * (1 + c.tells_steps)
+            total += told * (_FIRST * c.time_dim * c.width + _TRAINED * c.width * c.width)
             total += segments * _TRAINED * c.width * modulation_size(c) if c.is_modulated else 0
             total += _entry(c, batch, name, segments) + _output(c, batch, name, segments, asked)
     if c.density and c.latent_dim:

@@ -2,8 +2,9 @@
 in a row. Out: (start, end), and what the backends of `models.unified.attention` need of it.
 
 Position i sees [start_i, end_i): start_i is its document's first position, end_i the larger of i + 1 and the
-end of its visual segment. So text is causal, a visual segment sees itself in full, and documents never see
-each other. Padding sees itself alone, which keeps its softmax finite and its content out of everything else.
+end of its visual segment, of which under the positions one_place <boi> and <eoi> are part. So text is causal, a
+visual segment sees itself in full, and documents never see each other. Padding sees itself alone, which keeps its
+softmax finite and its content out of everything else.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def intervals(
     """Intervals of one row from half-open spans. Returns (start, end), int64 (length,) each.
 
     documents  spans [begin, stop) of whole documents; what they leave out is padding
-    visuals    spans [begin, stop) of visual positions, each inside a document
+    visuals    spans [begin, stop) of places that see each other, each inside a document
     """
     end = np.arange(1, length + 1, dtype=np.int64)
     start = end - 1

@@ -38,6 +38,7 @@ class Pass:
     dropped    channels of a block that go into an adapter by dropout, which keeps a copy and a mask
     spared     channels of a block that go into frozen matrices alone, which keep none of them
     pictures   of the positions those of a diffusion's pictures
+    pairs      scores of a head over whole rows, which squared ReLUs write out and keep twice, on any device
     """
 
     positions: int
@@ -50,6 +51,7 @@ class Pass:
     dropped: int = 0
     spared: int = 0
     pictures: int = 0
+    pairs: int = 0
 
     @property
     def width(self) -> int:
@@ -62,12 +64,15 @@ def block_bytes(c: UnifiedConfig, p: Pass, attends: bool = True) -> int:
     recurrence where it does not attend."""
     if not attends:
         p = replace(p, scores=0)
+    scores = p.width * c.attention_heads * p.scores
+    if c.gau_length is not None:  # behind the ReLU and its square, and the mask
+        scores = (2 * p.width * c.attention_heads + 1) * p.pairs
     kept = _gau(c, p) if c.block == "gau" else _llama(c, p) if attends else _recurrent(c, p)
     adapters = p.width * (p.adapted - p.spared) + (p.width + 1) * p.dropped
     if c.is_modulated:  # of each sub-layer, what is scaled and by what, and what is gated and by what
         modulated = c.sublayers * c.width * (_FLOAT32 + 3 * p.width)
-        return p.positions * (kept + adapters) + p.width * c.attention_heads * p.scores + p.pictures * modulated
-    return p.positions * (kept + adapters) + p.width * c.attention_heads * p.scores
+        return p.positions * (kept + adapters) + scores + p.pictures * modulated
+    return p.positions * (kept + adapters) + scores
 
 
 def _llama(c: UnifiedConfig, p: Pass) -> int:

@@ -28,17 +28,17 @@ from omniloom.models.linear import Linear
 from omniloom.models.meta import without_memory
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified import mup
-from omniloom.models.unified.attention import Attend, DenseAttend, attend_for
+from omniloom.models.unified.attention import Attend, attend_for, dense
 from omniloom.models.unified.batch import Batch, VisualPart
-from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, TimeEmbedding, make_blocks
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.blocks import GatedAttentionUnit, LayerCache, StepEmbedding, TimeEmbedding, make_blocks
+from omniloom.models.unified.config import TIME_SCALE, UnifiedConfig
 from omniloom.models.unified.density.build import make_head
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.parameters import modulation_size
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
-from omniloom.models.unified.positions import rotary
+from omniloom.models.unified.positions import rotary, sinusoids
 from omniloom.models.unified.recurrence import Recurrence, StateCache, chain_of
 from omniloom.models.unified.representations import DENSITY, REPRESENTATIONS
 from omniloom.models.unified.sequence import RowShare
@@ -91,7 +91,9 @@ class UnifiedModel(nn.Module):
             if config.patch_mask_high > 0 and not row.discrete:
                 setattr(self, f"{row.prefix}_mask", nn.Embedding(1, config.width))
         if not all(row.discrete for row in rows):
-            self.time = TimeEmbedding(config.time_dim, config.width)
+            self.time = TimeEmbedding(config.time_dim, config.width, config.time_scale or TIME_SCALE)
+        if config.tells_steps:
+            self.step = StepEmbedding(config.time_dim, config.width)
         if config.is_modulated:  # of all blocks at once
             self.modulation = nn.Linear(config.width, modulation_size(config))
         self.blocks = make_blocks(config)
@@ -148,6 +150,13 @@ class UnifiedModel(nn.Module):
         small = without_memory(UnifiedModel, replace(base, layers=self.config.layers))
         return mup.factors(self, small, self.config.layers / base.layers)
 
+    def embed_times(self, times: Tensor, steps: Tensor | None = None) -> Tensor:
+        """Times (...) -> (..., D), with step sizes of their shape where the config has them: none are 0."""
+        embedded = self.time(times)
+        if not self.config.tells_steps:
+            return embedded
+        return embedded + self.step(torch.zeros_like(times) if steps is None else steps)
+
     def embed_visual(
         self,
         name: str,
@@ -156,19 +165,21 @@ class UnifiedModel(nn.Module):
         segment: Tensor | None = None,
         tables: GridTables | None = None,
         masked: Tensor | None = None,
+        cells: Tensor | None = None,
     ) -> tuple[Tensor, VisualInput | None]:
         """Input of the first block for the positions of one representation, (M, D), and what `visual_head` may look
         back at, None of codes.
 
         values   (M, C), or codes int64 (M,), where `codebook_size` is the mask
-        time     of all but codes: `self.time` of the segments' times, (segments, D)
+        time     of all but codes: `embed_times` of the segments' times, (segments, D)
         segment  int64 (M,), of each position; tables: of the segments' grids, where the config has a unet
         masked   bool (M,): positions that enter as the learned token instead; a flow head still sees their values
+        cells    (M, 2): row and column of each position, whose sinusoids are added; None adds none
         """
         prefix = REPRESENTATIONS[name].prefix
         entry = getattr(self, f"{prefix}_in")
         if REPRESENTATIONS[name].discrete:
-            return entry(values), None
+            return self._in_its_cell(entry(values), cells), None
         if time is None or segment is None:
             raise ValueError(f"{name}: expected the times of segments, and whose each position is")
         source = VisualInput(values.to(self.time.mlp[0].weight.dtype), time, segment, tables)
@@ -184,7 +195,10 @@ class UnifiedModel(nn.Module):
             token_1D = getattr(self, f"{prefix}_mask")(torch.zeros_like(segment[:1]))
             x_MD = torch.where(masked[:, None], token_1D.to(x_MD.dtype), x_MD)
         # index_select throughout: its backward pass is several times faster than indexing's on a CPU.
-        return x_MD + time.index_select(0, segment), source
+        return self._in_its_cell(x_MD + time.index_select(0, segment), cells), source
+
+    def _in_its_cell(self, x: Tensor, cells: Tensor | None) -> Tensor:
+        return x if cells is None else x + sinusoids(cells, self.config.width).to(x.dtype)
 
     def embed_inputs(
         self,
@@ -193,33 +207,29 @@ class UnifiedModel(nn.Module):
         values: Mapping[str, Tensor],
         times: Mapping[str, Tensor],
         masked: Mapping[str, Tensor] | None = None,
+        steps: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, VisualInput | None], Places | None]:
         """Input of the first block, (B, N, D), by representation what its head may look back at, and what blocks are
         told of the places, None where no option asks.
 
         ids int64 (B, N); parts as in `Batch`; values by representation, of the parts' shapes, as the network is to
-        see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context; masked as in
-        `embed_visual`, by representation.
+        see them; times by representation, but of codes, float (B, S) in [0, 1], 0 for clean context; steps likewise,
+        how far a sampler goes from there, 0 where none is given; masked as in `embed_visual`, by representation.
         """
         text_BND = self.embed(ids)
         x_ND, sources = text_BND.flatten(0, 1), {}  # B * N places, one after the other
         names = [name for name in parts if not REPRESENTATIONS[name].discrete]
         embedded_times: dict[str, Tensor] = {}
         if names:
-            embedded_times = dict(zip(names, self.time(torch.stack([times[name] for name in names])).flatten(1, 2)))
+            told = torch.stack([times[name] for name in names])
+            sizes = torch.stack([(steps or {}).get(name, torch.zeros_like(told[0])) for name in names])
+            embedded_times = dict(zip(names, self.embed_times(told, sizes).flatten(1, 2)))
         for name, part in parts.items():
             places, x_MD, sources[name] = self._entered(
                 name, part, values[name], embedded_times.get(name), (masked or {}).get(name)
             )
             x_ND = x_ND.index_copy(0, places, x_MD.to(x_ND.dtype))
         return x_ND.view_as(text_BND), sources, self._places(parts, embedded_times, ids)
-
-    def picture_places(self, B: int, N: int, times: Tensor | None) -> Places | None:
-        """Of a pass in which every place is a picture's, one picture a row; times (B, D), embedded, None of codes."""
-        device = self.embed.weight.device
-        index = torch.arange(B * N, device=device)
-        part = VisualPart(index, index, index // N)
-        return self._places({"": part}, {} if times is None else {"": times}, index)
 
     def _places(self, parts: Mapping[str, VisualPart], times: dict[str, Tensor], ids: Tensor) -> Places | None:
         c = self.config
@@ -232,11 +242,11 @@ class UnifiedModel(nn.Module):
     ) -> tuple[Tensor, Tensor, VisualInput | None]:
         """The places of a part's positions that are here, the input there, and what `visual_head` may look back at: of
         those positions, but under a unet, which goes through whole pictures, of all."""
-        segment, here = part.segment, part.here
+        segment, here, cells = part.segment, part.here, part.cells
         if here and part.tables is None:
             values, segment = values.index_select(0, here.rows), segment.index_select(0, here.rows)
-            masked = None if masked is None else masked.index_select(0, here.rows)
-        x, source = self.embed_visual(name, values, time, segment, part.tables, masked)
+            masked, cells = (None if x is None else x.index_select(0, here.rows) for x in (masked, cells))
+        x, source = self.embed_visual(name, values, time, segment, part.tables, masked, cells)
         if here is None:
             return part.index, x, source
         return here.places, x if part.tables is None else x.index_select(0, here.rows), source
@@ -337,10 +347,12 @@ class UnifiedModel(nn.Module):
         layer_states: dict[int, Tensor] | None = None,
         share: RowShare | None = None,
         asked: Mapping[str, Tensor] | None = None,
+        steps: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Packed forward pass.
 
-        values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's
+        values, times  by representation, as in `embed_inputs`: x_t at target positions, clean values at context's;
+                       steps likewise
         places         by representation: int64 (A,), the flat places (b*L + l) to predict; under "density" those whose
                        hidden states the density head is given
         masked         by representation, bool (M,): positions that enter as a learned token, where the config has one
@@ -353,8 +365,8 @@ class UnifiedModel(nn.Module):
         that head says, (A, ...). Every parameter takes part whatever the batch holds, as ZeRO-3 needs; a learned token
         where `masked` is given, a density head where it is asked.
         """
-        x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked)
-        attend = attend_for(batch.plan, batch.start, batch.end)
+        x_BLD, sources, places_of_pass = self.embed_inputs(batch.ids, batch.parts, values, times, masked, steps)
+        attend = attend_for(batch.plan, batch.start, batch.end, self.config.gau_length)
         if share and self.config.attention_every:
             raise ValueError("share: a recurrence goes through whole rows, which cannot be shared out")
         if share:
@@ -408,6 +420,6 @@ class UnifiedModel(nn.Module):
         B, N = ids.shape
         line = torch.arange(N, device=ids.device)
         positions = line.float()[None, :, None].expand(B, N, self.config.axes)
-        attend = DenseAttend(dense_mask(torch.zeros_like(line)[None], line[None] + 1))
+        attend = dense(dense_mask(torch.zeros_like(line)[None], line[None] + 1), self.config.gau_length)
         starts = torch.zeros_like(ids)
         return self.text_head(self.backbone(self.embed(ids), positions, attend, starts=starts))

@@ -13,7 +13,7 @@ def num_parameters(config: UnifiedConfig) -> int:
     skips = c.layers // 2 * 2 * c.width * c.width if c.long_skips else 0
     visual = 0
     if c.has_times:
-        visual += (c.time_dim + 1) * c.width + (c.width + 1) * c.width
+        visual += (1 + c.tells_steps) * ((c.time_dim + 1) * c.width + (c.width + 1) * c.width)
     if c.is_modulated:
         visual += (c.width + 1) * modulation_size(c)
     if c.has_experts:

@@ -13,11 +13,15 @@ tie_v1      L + i(w+1), L + j(h+1), L + (w+1)(h+1)/2          for t = 1     L + 
 tie_v2      b + i, b' + j, b'' + k with b = L + (thw-h)/2, b' = L + (thw-w)/2, b'' = L + (thw-t)/2
                                                                             L + thw + 1
 streaming   every frame a tie_v2 image, L advancing by hw a frame           L + thw + 1
+one_place   L + k - 1 on every axis, on <boi>'s own place for t = 1         L + t - 1
 
 RoPE-Tie v1 and v2: Su Jianlin's multimodal positions (kexue.fm/archives/10040 and 10352). In tie_v2 an image
 counts as many places as it has patches, neighbours are 1 apart at any size, the gaps before and after it are
 equal, and a 1x1 image is placed as a text token. Half-integers occur, so coordinates stay float32. On three
 axes an image is a video of one frame; on two axes the time column is left out.
+
+one_place is BAGEL's (arXiv 2505.14683): <boi>, an image and <eoi> stand on one place, a frame of a video a place behind
+the one before it. Nothing there tells a row or a column: `sinusoids` of them are added to the blocks' input.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from torch import Tensor
 from omniloom.models.unified.config import ROPE_SCHEMES, RopeScaling
 
 Grid = tuple[int, int, int]
+_ONE_AXIS = ("rope_1d", "one_place")  # schemes whose axes agree everywhere
 
 
 @lru_cache(maxsize=1024)
@@ -58,6 +63,8 @@ def _visual_offsets(scheme: str, grid: Grid, axes: int) -> tuple[np.ndarray, int
     elif scheme == "tie_v2":
         columns = (i + (count - h) / 2, j + (count - w) / 2, k + (count - t) / 2)
         advance = count
+    elif scheme == "one_place":
+        columns, advance = (k - 1, k - 1, k - 1), t - 2
     else:
         frame, area = (k - 1) * (h * w), h * w
         columns = (frame + i + (area - h) / 2, frame + j + (area - w) / 2, frame + 1 + (area - 1) / 2)
@@ -86,8 +93,8 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
     scheme    one of `ROPE_SCHEMES`; the table above has their formulas
     segments  ("text", n) and ("visual", (t, h, w)) in order; a visual segment counts t*h*w places in the
               order time, row, column. The tokens that frame it are text to this function.
-    axes      1, 2 or 3. None: 1 for rope_1d, 3 where a tie or axial document has a segment of several frames,
-              else 2. Batches that mix images and videos ask for 3 throughout.
+    axes      1, 2 or 3. None: 1 for rope_1d and one_place, 3 where a tie or axial document has a segment of several
+              frames, else 2. Batches that mix images and videos ask for 3 throughout.
     Returns float32 (N, axes). ValueError for an unknown scheme or kind, a size below 1, or too few axes.
     """
     if scheme not in ROPE_SCHEMES:
@@ -103,15 +110,28 @@ def positions(scheme: str, segments: Sequence[tuple], axes: int | None = None) -
         else:
             raise ValueError(f'segments[{index}]: expected ("text", n) or ("visual", (t, h, w)), got {(kind, size)!r}')
     if axes is None:
-        axes = 1 if scheme == "rope_1d" else 3 if moving and scheme != "streaming" else 2
-    if axes not in (1, 2, 3) or (axes == 1 and scheme != "rope_1d"):
-        raise ValueError(f"axes: {scheme} needs {'1 to 3' if scheme == 'rope_1d' else '2 or 3'}, got {axes}")
+        axes = 1 if scheme in _ONE_AXIS else 3 if moving and scheme != "streaming" else 2
+    if axes not in (1, 2, 3) or (axes == 1 and scheme not in _ONE_AXIS):
+        raise ValueError(f"axes: {scheme} needs {'1 to 3' if scheme in _ONE_AXIS else '2 or 3'}, got {axes}")
     last = -1
     pieces = [np.zeros((0, axes), np.float32)]
     for segment in checked:
         piece, last = place(scheme, segment, last, axes)
         pieces.append(piece)
     return torch.from_numpy(np.concatenate(pieces))
+
+
+def cells(grid: Grid) -> np.ndarray:
+    """float32 (t*h*w, 2): row and column of each position of a segment, from 0, in the order time, row, column."""
+    return np.indices(grid).reshape(3, -1)[1:].T.astype(np.float32)
+
+
+def sinusoids(cells: Tensor, width: int) -> Tensor:
+    """float32 (M, width) of rows and columns (M, 2): sine and cosine of the column, then of the row, at the frequencies
+    10000^(-4i/width) (MAE, arXiv 2111.06377, which takes them of arXiv 1706.03762)."""
+    steps = torch.arange(width // 4, dtype=torch.float32, device=cells.device)
+    angles = cells.float()[:, [1, 0], None] * 10000.0 ** (-4 * steps / width)
+    return torch.cat((angles.sin(), angles.cos()), dim=-1).flatten(1)
 
 
 def scale_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

@@ -34,9 +34,10 @@ _AGAIN = 4 / 3  # of a block whose forward pass is computed again
 def pass_seconds(c: UnifiedConfig, p: Pass, adapter: AdapterConfig | None = None) -> float:
     """Of a forward and backward pass. `p.scores` are those that are computed, masked ones too."""
     given, attending = _channels(c)
-    blocks = _OPERATION * dense_flops(c, p.positions, p.scores, 0, adapter)
+    scores = p.scores if c.gau_length is None else p.pairs
+    blocks = _OPERATION * dense_flops(c, p.positions, scores, 0, adapter)
     blocks += c.layers * (_LAYER + p.positions * _NUMBER * given)
-    blocks += c.attention_layers * (_ATTENDING * attending * p.positions + _SCORE * c.attention_heads * p.scores)
+    blocks += c.attention_layers * (_ATTENDING * attending * p.positions + _SCORE * c.attention_heads * scores)
     blocks += (c.layers - c.attention_layers) * _RECURRING * c.width * p.positions
     blocks += _by_modality(c, p)
     text = _OPERATION * dense_flops(c, 0, 0, p.labels, adapter) + _LOGIT * c.vocab_size * p.labels

@@ -39,7 +39,11 @@ def doctor(
     ] = None,
     overrides: Overrides = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Time a few steps of its training here, for `plan` to predict by.")
+        bool,
+        typer.Option(
+            "--measure",
+            help="Time a few steps of its trainings and a sample of its sources here, for `plan` to predict by.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -51,7 +51,7 @@ def plan(config: ConfigPath, overrides: Overrides = None, as_json: AsJson = Fals
     from omniloom.pipelines.tables import plan_table, show
 
     show(plan_table(made, found))
-    for text in takes.lines(found):
+    for text in (*takes.lines(found), *takes.unknown(made, found)):
         print(text)
     for text in notes:
         print(f"note: {text}")

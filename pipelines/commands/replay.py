@@ -19,7 +19,8 @@ def replay(
     documents: Annotated[int, typer.Option(metavar="K", min=1, help="How many documents, or clips, are listed.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Train one step again, and say which document is to blame; of a tokenizer's stage, which picture or video.
+    """Train one step again, and say which document is to blame; of a tokenizer's or a scorer's stage, which picture or
+    video.
 
     It goes on from the nearest checkpoint before the step, and gives loss and gradient norm of each of its documents,
     with the file. Nothing of the run is changed.

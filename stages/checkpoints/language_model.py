@@ -17,8 +17,10 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError
 from omniloom.infra.once import once
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
-from omniloom.models.unified.llama.config import architecture, config_from_llama
+from omniloom.models.unified.llama.config import architecture, config_from_llama, tower_of
 from omniloom.models.unified.llama.families import described, read_values
+from omniloom.models.unified.llama.tensors import LATENTS_IN
+from omniloom.stages.checkpoints.outside import files_of_folder, opened
 from omniloom.stages.checkpoints.text_tokenizer import read_text_tokenizer
 
 FIELD = "init_from"
@@ -71,6 +73,30 @@ def folder_values(uri: str) -> Any:
         return json.loads(storage.read_bytes(where)) if name == "config.json" or storage.exists(where) else None
 
     return read_values(read)
+
+
+def check_latents(uri: str, model: UnifiedConfig) -> None:
+    """Check that the latents of `model`, the one to train, have as many numbers as those of the checkpoint's tower of
+    them, where the model has that."""
+    if not tower_of(described(folder_values(uri), storage.join(uri, "config.json")).family, model):
+        return
+    for file in files_of_folder(uri, FIELD):
+        found = _shapes(file).get(f"{LATENTS_IN}.weight", (model.latent_dim,))[-1]
+        if found != model.latent_dim:
+            raise InputError(
+                f"the checkpoint's latents have {found} numbers a position, the tokens' have {model.latent_dim}: they "
+                "are made by another visual tokenizer than the checkpoint's; another model.rope_scheme than one_place "
+                "starts pictures anew",
+                field=FIELD,
+                file=uri,
+            )
+
+
+def _shapes(uri: str) -> dict[str, tuple[int, ...]]:
+    """By name the shapes of the tensors of a safetensors file."""
+    with opened(uri, FIELD) as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return {name: tuple(about["shape"]) for name, about in header.items() if name != "__metadata__"}
 
 
 def check_text_tokenizer(uri: str, digest: str) -> None:

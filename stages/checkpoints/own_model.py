@@ -23,7 +23,7 @@ _SIZES = {row.size: name for name, row in REPRESENTATIONS.items()}
 # Of a model without diffusions nothing was made by these.
 _OF_DIFFUSIONS = (
     *("time_dim", "pixel_bottleneck", "latent_patchifier", "pixel_patchifier", "unet_width", "unet_depth"),
-    *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high", "modulation"),
+    *("flow_head_layers", "flow_head_width", "patch_mask_low", "patch_mask_high", "modulation", "time_scale"),
 )
 _ADDED = ("modality_experts",)  # where a model has none, it starts as a copy and computes the same
 _PIECE = 1 << 24  # bytes that are hashed at once
@@ -59,7 +59,8 @@ def start_config(folder: str, chosen: dict[str, Any], sizes: dict[str, int | Non
     """The model that the folder's becomes with these `sizes` of its representations of pictures. `chosen` holds the
     fields of train's `model` that the user has set."""
     own = own_config(folder)
-    known = {field.name: getattr(own, field.name) for field in fields(own)}
+    # It is told steps where it is distilled alone: what is trained on goes on with the diffusion that it is at size 0.
+    known = {field.name: getattr(own, field.name) for field in fields(own)} | {"step_sizes": None}
     is_open = _OF_DIFFUSIONS if own.latent_dim is None and own.pixel_dim is None else ()
     for name, value in chosen.items():
         if name in _ADDED and known[name] is None:

@@ -13,7 +13,7 @@ from omniloom.infra.artifacts import Artifact
 from omniloom.infra.contents import read_contents
 from omniloom.infra.errors import InputError
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.llama.config import config_from_llama
+from omniloom.models.unified.llama.config import config_from_llama, tower_of
 from omniloom.models.unified.llama.families import described
 from omniloom.stages.checkpoints import language_model, own_model
 from omniloom.stages.checkpoints.language_model import FIELD, FILES
@@ -30,15 +30,18 @@ def start_config(
     return language_model.start_config(uri, chosen, vocab_size, {"latent_dim": None, **sizes}, specials)
 
 
-def known_config(uri: str) -> UnifiedConfig:
-    """The config of what has weights there: of a language model, one without pictures but for codes that it has."""
+def known_config(uri: str, model: UnifiedConfig | None = None) -> UnifiedConfig:
+    """The config of what has weights there for `model`, the one to train: of a language model, one without pictures but
+    for codes that it has, and for latents where the model has its tower of them."""
     if folder := own_model.model_folder(uri):
         return own_model.own_config(folder)
     where = storage.join(uri, "config.json")
     try:
         values = language_model.folder_values(uri)
-        codes = described(values, where).codes
-        return config_from_llama(values, where, latent_dim=None, codebook_size=codes.size if codes else None)
+        found = described(values, where)
+        latents = model.latent_dim if model and tower_of(found.family, model) else None
+        codes = found.codes.size if found.codes else None
+        return config_from_llama(values, where, latent_dim=latents, codebook_size=codes)
     except (OSError, ValueError) as error:
         raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
 
@@ -71,8 +74,11 @@ def check_text(uri: str, digest: str) -> None:
 
 
 def check_pictures(uri: str, model: UnifiedConfig, tokenizer: Artifact | None) -> None:
-    """Check that what `model`, the one to train, goes on with of its pictures is made by the same tokenizer."""
-    if tokenizer and (folder := own_model.model_folder(uri)):
+    """Check that what `model`, the one to train, goes on with of its pictures is made by the same tokenizer, as far as
+    the start tells."""
+    if not (folder := own_model.model_folder(uri)):
+        language_model.check_latents(uri, model)
+    elif tokenizer:
         own_model.check_pictures(folder, model, tokenizer)
 
 

@@ -7,9 +7,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
 
 from omniloom.infra.errors import InputError, within
+from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.objectives.distillation_config import Distillation
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.data.packing import PackingConfig
@@ -31,13 +32,13 @@ _Training: Any = create_model("TrainingFields", __config__=_SETTINGS, **_FIELDS)
 class DistillConfig(_Training):
     """The model's first objective, a diffusion, is distilled; all else is trained as it was."""
 
-    method: Literal["reflow", "consistency"] = "consistency"
-    """How: reflow (arXiv 2209.03003), on pictures of the model's own; consistency (arXiv 2303.01469), on the
-    corpus's."""
+    method: Literal["reflow", "consistency", "shortcut"] = "consistency"
+    """How: reflow (arXiv 2209.03003), on pictures of the model's own; consistency (arXiv 2303.01469), on the corpus's;
+    shortcut (arXiv 2410.12557), on the corpus's, to any power of two of steps at once."""
     num_steps: int = Field(2, ge=1)
-    """Steps of the sampler that it is distilled to, which becomes the model's own."""
+    """Steps of the sampler that it is distilled to, which becomes the model's own; by shortcut a power of two."""
     teacher_steps: int = Field(20, ge=1)
-    """Steps of the teacher's sampler, from noise to picture."""
+    """Steps of the teacher's sampler, from noise to picture; by shortcut rounded up to a power of two."""
     guidance_scale: float = Field(2.0, ge=0)
     """Scale of the guidance that the model learns: sampled with a scale of 1 it draws as its teacher does with this."""
     steps: int = Field(10_000, ge=1)
@@ -48,6 +49,12 @@ class DistillConfig(_Training):
     """Packed rows an optimizer step, over all workers; null: as in training."""
     loss: LossConfig | None = None
     """Weights of the losses; null: those of the training."""
+
+    @model_validator(mode="after")
+    def _halved(self) -> DistillConfig:
+        if self.method == "shortcut" and self.num_steps & (self.num_steps - 1):
+            raise ValueError(f"num_steps: expected a power of two with method: shortcut, got {self.num_steps}")
+        return self
 
     @property
     def distillation(self) -> Distillation:
@@ -64,6 +71,8 @@ class DistillConfig(_Training):
             raise InputError(
                 f"the model is trained by {dense[0]} too, beside which nothing is distilled", field="method"
             )
+        if self.method == "shortcut":
+            _check_halves(getattr(teacher, _PATHS[OBJECTIVES[first].representation.name]))
         engine: TrainEngineConfig = getattr(self, "engine")  # noqa: B009  # a field of `train`'s, which types do not know
         if engine.sequence_parallel > 1:
             raise InputError("expected 1: a teacher sees whole rows", field="engine.sequence_parallel")
@@ -82,6 +91,25 @@ class DistillConfig(_Training):
                 steps=self.steps,
                 **told,
             )
+
+
+_PATHS = {"latents": "diffusion", "pixels": "pixel_diffusion"}
+
+
+def _check_halves(path: DiffusionConfig) -> None:
+    """InputError for a diffusion of which two steps do not make one of the next coarser sampler."""
+    if path.sampling_grid != "time":
+        raise InputError(
+            f"shortcut makes one step of two, and the model's sampling_grid {path.sampling_grid} has no times at which "
+            "two steps of one sampler would make one of another; use consistency",
+            field="method",
+        )
+    if path.predict == "noise" and path.formulation in ("flow", "vp"):
+        raise InputError(
+            "the model predicts noise, which from pure noise says nothing of the picture that shortcut's longest step "
+            "goes to; use consistency",
+            field="method",
+        )
 
 
 @contextlib.contextmanager

@@ -49,8 +49,13 @@ def check_counts(config: Config, upstream: Mapping[str, Any], counts: Mapping[st
 
 def run(context: StageContext) -> dict:
     config: Config = context.config
-    training = config.training(teacher_of(context.model), context.model.file("model"))
+    training = training_of(config, context.model)
     return train.run(dataclasses.replace(context, config=training), config.distillation)
+
+
+def training_of(config: Config, model: Artifact) -> TrainConfig:
+    """The training that it is, of this model."""
+    return config.training(teacher_of(model), model.file("model"))
 
 
 def teacher_of(model: Artifact) -> TrainConfig:

@@ -88,6 +88,10 @@ class PairBatches:
             tuple(map(len, parts)),
         )
 
+    def origins(self, step: int, fold: int) -> list[dict[str, Any]]:
+        """Where each pair of a fold's step, of all ranks, comes from: the record's id, its source and file."""
+        return [self.store.origin(int(index)) for index in self._orders[fold].at(step)[1]]
+
     def describe(self, step: int) -> str:
         indices = self._orders[0].at(step)[1]
         ids = [self.store.record(int(i))["id"][:12] for i in indices[:8]]

@@ -19,6 +19,7 @@ from omniloom.infra.training.shards import gathered
 from omniloom.models.scorer.objective import ScorerObjective
 from omniloom.stages.checkpoints.dual_encoder import DualEncoder
 from omniloom.stages.reporting.history import History
+from omniloom.stages.scorer.config import Config
 from omniloom.stages.scorer.job import Job
 from omniloom.stages.scorer.pairs import HeldOut, PairBatches, Pairs, embedded
 from omniloom.stages.scorer.retrieval import distinct_captions, recall_at_1
@@ -118,6 +119,5 @@ class ScorerTrainer:
         self.history.rewind(step)
 
 
-def engine_of(job: Job, objective: ScorerObjective, ranks: int) -> Engine:
-    config = job.config
+def engine_for(config: Config, objective: ScorerObjective, ranks: int) -> Engine:
     return Engine(objective, config.optimizer, config.engine, config.steps, -(-config.batch // ranks))

@@ -26,26 +26,32 @@ from omniloom.stages.scorer import page
 from omniloom.stages.scorer.job import END, Job
 from omniloom.stages.scorer.pairs import HeldOut, PairBatches
 from omniloom.stages.scorer.retrieval import distinct_captions, recall_at_1
-from omniloom.stages.scorer.trainer import BEST, ScorerTrainer, best_weights, engine_of, fold_name
+from omniloom.stages.scorer.trainer import BEST, ScorerTrainer, best_weights, engine_for, fold_name
 
 _HELD_OUT = 2000  # pictures of a split that are measured, at most
 
 
-def train_worker(job: Job) -> None:
-    """The body of one rank: needs a process group, knows nothing of Ray."""
+def assemble(job: Job) -> tuple[ScorerTrainer, PairBatches]:
+    """What a rank trains with, before the first step."""
     config, rank, ranks = job.config, dist.get_rank(), dist.get_world_size()
     encoders = [encoder_of(job, fold) for fold in range(config.folds)]
     objectives = [ScorerObjective(encoder.model, config.loss, encoder.logits) for encoder in encoders]
-    side, last, history = encoders[0].side, {}, None
+    engines = {fold_name(f): engine_for(config, objective, ranks) for f, objective in enumerate(objectives)}
+    side = encoders[0].side
+    held_out = HeldOut.of(job.records, "validation", side, config.seed, _HELD_OUT)
+    return ScorerTrainer(job, engines, encoders, held_out, rank), PairBatches(job.records, config, side, rank, ranks)
+
+
+def train_worker(job: Job) -> None:
+    """The body of one rank: needs a process group, knows nothing of Ray."""
+    config, rank, last, history = job.config, dist.get_rank(), {}, None
     if config.steps:
-        engines = {fold_name(f): engine_of(job, objective, ranks) for f, objective in enumerate(objectives)}
-        held_out = HeldOut.of(job.records, "validation", side, config.seed, _HELD_OUT)
-        trainer = ScorerTrainer(job, engines, encoders, held_out, rank)
+        trainer, batches = assemble(job)
         loop = Loop(
             config.steps,
             config.workers,
             trainer,
-            PairBatches(job.records, config, side, rank, ranks),
+            batches,
             job.state,
             job.progress,
             config.validate_every,

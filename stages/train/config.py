@@ -31,7 +31,7 @@ from omniloom.stages.inference.config import DrawingConfig
 # The architecture as far as it is a choice: vocabulary and what pictures are made of come from the tokens, and some
 # parts that models of others have from the start alone.
 _FROM_INPUTS = ("vocab_size", "latent_dim", "pixel_dim", "codebook_size", "specials")
-_FROM_START = ("qk_norm_kind", "norm_after", "code_dim")
+_FROM_START = ("qk_norm_kind", "norm_after", "code_dim", "step_sizes")
 _HINTS = get_type_hints(UnifiedConfig)
 _TOLD = field_docstrings(UnifiedConfig)
 ArchitectureConfig = create_model(  # type: ignore[call-overload]  # fields as they come
@@ -397,7 +397,7 @@ def parameters_of(config: TrainConfig, model: UnifiedConfig) -> tuple[int, int]:
     if config.adapter is None or config.init_from is None:
         return num_parameters(model), 0
     check_adapter(config, model)
-    added, whole = trained_parameters(config.adapter, model, known_config(config.init_from))
+    added, whole = trained_parameters(config.adapter, model, known_config(config.init_from, model))
     return added + whole, num_parameters(model) - whole
 
 
@@ -409,7 +409,7 @@ def check_adapter(config: TrainConfig, model: UnifiedConfig) -> None:
         config.adapter.chosen(model)
     except FieldError as error:
         raise InputError(error.reason, field=f"adapter.{error.field}") from None
-    known = known_config(config.init_from).representations
+    known = known_config(config.init_from, model).representations
     if "visual" in config.adapter.trained_whole and not {*known} & {*model.representations}:
         raise InputError(
             "visual has no effect: the start has no parts for the pictures that are trained on, and those that are "

@@ -16,6 +16,8 @@ from omniloom.models.unified.batch import Batch, Document, collate
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.layouts import plain_text, text_to_visual
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.objectives.distillation_config import Distillation
+from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.models.unified.representations import OBJECTIVES
 from omniloom.stages.train.config import Config
 from omniloom.stages.train.memory import DOCUMENT, one_pass
@@ -26,14 +28,18 @@ _SIDE = 8  # positions of a picture's
 _MARKS = 4  # places of a document that are neither words nor a picture's
 
 
-def step_seconds(config: Config, model_config: UnifiedConfig, workers: int) -> float:
+def step_seconds(
+    config: Config, model_config: UnifiedConfig, workers: int, distillation: Distillation | None = None
+) -> float:
     """Of one of so many workers; the least of some."""
     torch.set_num_threads(int(config.workers.cpus) or 1)
     torch.manual_seed(config.seed)
     found = []
     with single_process():
-        engine = engine_of(objective_of(UnifiedModel(model_config), config, {}), config, workers)
-        batch = _batch(config, model_config, workers).to(engine.device)
+        teacher = UnifiedModel(model_config) if distillation else None
+        objective = objective_of(UnifiedModel(model_config), config, {}, None, distillation, teacher)
+        engine = engine_of(objective, config, workers)
+        batch = _batch(config, model_config, workers, objective).to(engine.device)
         for step in range(_WARM + _TIMED):
             began = time.perf_counter()
             for _ in range(engine.accumulate):
@@ -45,13 +51,16 @@ def step_seconds(config: Config, model_config: UnifiedConfig, workers: int) -> f
     return min(found[_WARM:])
 
 
-def _batch(config: Config, model: UnifiedConfig, workers: int) -> Batch:
-    """A pass's rows, full of documents."""
+def _batch(config: Config, model: UnifiedConfig, workers: int, objective: UnifiedObjective) -> Batch:
+    """A pass's rows, full of documents, with what the objective needs beside them."""
     length, rng = config.packing.length, np.random.default_rng(config.seed)
     places = min(length, DOCUMENT)
     rows = one_pass(config, model, workers).positions // length
     documents = [[_document(config, model, places, rng) for _ in range(length // places)] for _ in range(rows)]
-    return collate(documents, length, model, "cuda" if config.workers.gpus else "cpu")
+    device = "cuda" if config.workers.gpus else "cpu"
+    batch = collate(documents, length, model, device)
+    batch.unconditioned = objective.beside(documents, device)
+    return batch
 
 
 def _document(config: Config, model: UnifiedConfig, places: int, rng: np.random.Generator) -> Document:

@@ -10,9 +10,12 @@ import os
 from omniloom.infra.training.memory import passing_memory, state_memory
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.memory import Pass, pass_memory, recomputes
+from omniloom.models.unified.objectives.distillation_config import Distillation
+from omniloom.models.unified.parameters import num_parameters
 from omniloom.stages.train.config import TrainConfig, parameters_of
 
 DOCUMENT = 256  # positions of a document where it is not known: on CPUs attention keeps the scores within one
+_FLOAT32 = 4
 USABLE = 0.85  # of a device's memory: the rest is the allocator's, the driver's and what the formulas leave out
 
 
@@ -38,10 +41,13 @@ def one_pass(config: TrainConfig, model: UnifiedConfig, workers: int) -> Pass:
         dropped=dropped,
         spared=spared,
         pictures=positions if config.trained else 0,
+        pairs=positions * config.packing.length,
     )
 
 
-def worker_memory(config: TrainConfig, model: UnifiedConfig) -> dict[str, int]:
+def worker_memory(
+    config: TrainConfig, model: UnifiedConfig, distillation: Distillation | None = None
+) -> dict[str, int]:
     """Bytes of a worker at the moment of a step that takes most, by what takes them; where there may be several numbers
     of workers, on the most of them."""
     trained, frozen = parameters_of(config, model)
@@ -50,16 +56,30 @@ def worker_memory(config: TrainConfig, model: UnifiedConfig) -> dict[str, int]:
     taken = pass_memory(model, one_pass(config, model, workers))
     return {
         **state_memory(trained, config.engine, workers, frozen),
+        **teacher_memory(model, distillation),
         **passing_memory(
             trained, config.engine, workers, passes, taken["activations"] + taken["casts"], taken["logits"]
         ),
     }
 
 
-def needs_room(config: TrainConfig, model: UnifiedConfig, workers: int, memory: int) -> bool:
+def teacher_memory(model: UnifiedConfig, distillation: Distillation | None) -> dict[str, int]:
+    """What is distilled lies whole on every worker, in float32. What its passes take is gone before the backward pass
+    begins."""
+    return {"teacher": _FLOAT32 * num_parameters(model)} if distillation else {}
+
+
+def needs_room(
+    config: TrainConfig,
+    model: UnifiedConfig,
+    workers: int,
+    memory: int,
+    distillation: Distillation | None = None,
+) -> bool:
     """Whether a worker with so many bytes has no room to keep what its blocks compute."""
     trained, frozen = parameters_of(config, model)
     state = sum(state_memory(trained, config.engine, workers, frozen).values())
+    state += sum(teacher_memory(model, distillation).values())
     passes = config.workers.passes(config.batch_rows, workers, config.engine.sequence_parallel)
     beside = sum(passing_memory(trained, config.engine, workers, passes, 0, 0).values())
     return recomputes(model, one_pass(config, model, workers), USABLE * memory - state - beside)

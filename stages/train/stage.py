@@ -68,6 +68,8 @@ def check(config: Config, upstream: Mapping[str, Any], files: bool = True) -> No
     if config.init_from:
         start.check_files(config.init_from, tokens.text_tokenizer)
     model = expected_config(config, tokens, tokenizer and tokenizer.model)
+    if config.init_from and tokenizer and tokenizer.model:
+        start.check_pictures(config.init_from, model, None)
     check_model(config, model)
     check_adapter(config, model)
     fits.check_kinds(config.packing, upstream.get("records"))

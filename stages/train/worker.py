@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,7 +58,8 @@ def assemble(job: Job) -> tuple[Engine, UnifiedTrainer, RowLoader]:
     for split in (tokens, held_out):
         split.facts |= _statistics(job) | start.latent_statistics(config.init_from, model_config)
     torch.manual_seed(config.seed)
-    model, new_tokens = _model(config, model_config)
+    told = replace(model_config, step_sizes=True) if job.distillation and job.distillation.tells_steps else model_config
+    model, new_tokens = _model(config, told)
     if config.adapter:
         lora.attach(model, config.adapter, new_tokens)
     objective = objective_of(
@@ -179,15 +180,16 @@ def objective_of(
         **alignment,
         **distilled,
     )
-    model.checkpoint_activations = _blocks_again(config, model.config)
+    model.checkpoint_activations = _blocks_again(config, model.config, distillation)
     return objective
 
 
-def _blocks_again(config: Config, shape: UnifiedConfig) -> bool:
+def _blocks_again(config: Config, shape: UnifiedConfig, distillation: Distillation | None) -> bool:
     """Whether blocks are computed again in the backward pass: on all ranks, where one has no room to keep them."""
     if config.engine.activation_checkpointing != "auto":
         return config.engine.activation_checkpointing
-    mine = needs_room(config, shape, dist.get_world_size(), device_memory(bool(config.workers.gpus)))
+    memory = device_memory(bool(config.workers.gpus))
+    mine = needs_room(config, shape, dist.get_world_size(), memory, distillation)
     return any(gathered(mine))
 
 
@@ -237,7 +239,7 @@ def _trains(config: Config, model_config: UnifiedConfig) -> Callable[[str], bool
     """Whether the training may change a parameter of its objective, by name: with an adapter, what that says."""
     if not (config.adapter and config.init_from):
         return lambda name: True
-    of_model = lora.trains(config.adapter, model_config, start.known_config(config.init_from))
+    of_model = lora.trains(config.adapter, model_config, start.known_config(config.init_from, model_config))
     return lambda name: not name.startswith("model.") or of_model(name.removeprefix("model."))
 
 

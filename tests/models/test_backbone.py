@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from dataclasses import asdict
@@ -15,15 +16,16 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from visual_batches import forward, target_times
 
 from omniloom.models.fused import rotate
-from omniloom.models.unified.attention import DenseAttend
+from omniloom.models.unified.attention import DenseAttend, attend_for, dense
 from omniloom.models.unified.batch import Batch, collate, document_length
 from omniloom.models.unified.blocks import GatedAttentionUnit
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
-from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.cache import GenerationState, joined
 from omniloom.models.unified.generation.generate import generate_visual
 from omniloom.models.unified.layouts import plain_text, prefix_for_visual
 from omniloom.models.unified.llama.load import is_text_parameter
+from omniloom.models.unified.mask import intervals
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.objective import UnifiedObjective
 from omniloom.models.unified.parameters import num_parameters
@@ -113,7 +115,9 @@ def test_generation_with_the_cache_is_the_packed_forward_pass(option: str, objec
         batch = collate([[doc] for doc in docs], 16, config)
         logits, predictions = forward(model, batch, time)
         state, _ = GenerationState.prefill(model, [prefix_for_visual([9, 8, 7], config.specials)] * 2)
-        state.feed_text([config.specials.boi] * 2)
+        together = joined(config, objective)  # with the tokens around it
+        if not together:
+            state.feed_text([config.specials.boi] * 2)
         given = torch.stack([torch.from_numpy(values(objective, grid, i)) for i in range(2)])
         if row.causal:
             hidden = torch.cat(
@@ -125,7 +129,8 @@ def test_generation_with_the_cache_is_the_packed_forward_pass(option: str, objec
             hidden = state.feed_visual(objective, given, grid, time, keep=True)
         made = model.visual_head(kind, hidden, state.given)
         torch.testing.assert_close(made, predictions[kind].view(made.shape), atol=1e-5, rtol=1e-4)
-        after = model.text_head(state.feed_text([config.specials.eoi] * 2))
+        behind = state.closing if together else state.feed_text([config.specials.eoi] * 2)
+        after = model.text_head(behind)
     last = [i for i, place in enumerate(batch.label_index) if int(place) % 16 == at + count]
     torch.testing.assert_close(after, logits[last], atol=1e-5, rtol=1e-4)
 
@@ -200,6 +205,9 @@ def test_new_parameters_are_of_the_part_that_they_serve(option: str) -> None:
         ({"block": "nope"}, "block"),
         ({"block": "gau", "kv_heads": 2}, "kv_heads"),
         ({"block": "gau", "hidden": 50}, "hidden"),
+        ({"block": "gau", "gau_length": 0}, "gau_length"),
+        ({"gau_length": 8}, "gau_length"),
+        ({"block": "gau", "gau_length": 8, "mup": {"width": 24, "heads": 4}}, "mup"),
         ({"latent_patchifier": "nope"}, "latent_patchifier"),
         ({"pixel_patchifier": "nope"}, "pixel_patchifier"),
         ({"unet_width": 0}, "unet_width"),
@@ -219,7 +227,7 @@ def test_bad_fields_are_named(fields: dict, wrong: str) -> None:
 # ---- gated attention unit ----
 
 
-@pytest.mark.parametrize("option", ["gau", "gau_plain"])
+@pytest.mark.parametrize("option", ["gau", "gau_plain", "gau_squared"])
 def test_a_gated_attention_unit_is_the_written_out_formula(option: str) -> None:
     config = config_of(option)
     torch.manual_seed(0)
@@ -241,11 +249,32 @@ def test_a_gated_attention_unit_is_the_written_out_formula(option: str) -> None:
                 given = given / (given.square().mean(-1, keepdim=True) + config.norm_eps).sqrt() * norm.weight
             return rotate(given, cos[0], sin[0])
 
-        scores = turned(0, unit.q_norm) @ turned(1, unit.k_norm).T / math.sqrt(d)
-        mixed[:, own] = scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v[:, own]
+        products = turned(0, unit.q_norm) @ turned(1, unit.k_norm).T
+        if config.gau_length:
+            weights = (products / config.gau_length).clamp_min(0) ** 2 * mask
+        else:
+            weights = (products / math.sqrt(d)).masked_fill(~mask, -torch.inf).softmax(-1)
+        mixed[:, own] = weights @ v[:, own]
     wanted = F.linear(u * mixed, unit.out.weight, unit.out.bias)
-    found = unit(x, cos[:, None], sin[:, None], DenseAttend(mask[None, None]), None)[0]
+    found = unit(x, cos[:, None], sin[:, None], dense(mask[None, None], config.gau_length), None)[0]
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_squared_relus_go_over_what_a_query_sees_and_one_length() -> None:
+    """Number by number in float64, of two documents and a picture in one row, whatever else the row holds."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 7, 4, dtype=torch.float64)
+    start, end = intervals(7, [(0, 3), (3, 7)], [(4, 6)])
+    seen = torch.from_numpy(start)[None].expand(2, -1), torch.from_numpy(end)[None].expand(2, -1)
+    found = attend_for(None, *seen, squared=5)(q, k, v)
+    expected = torch.zeros_like(q)
+    for row, head, i in itertools.product(range(2), range(3), range(7)):
+        for j in range(start[i], end[i]):
+            score = sum(float(a * b) for a, b in zip(q[row, head, i], k[row, head, j])) / 5
+            expected[row, head, i] += max(score, 0) ** 2 * v[row, head, j]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    alone = attend_for(None, *(a[:, 3:] - 3 for a in seen), squared=5)(*(a[:, :, 3:] for a in (q, k, v)))
+    torch.testing.assert_close(found[:, :, 3:], alone, atol=1e-14, rtol=1e-12)
 
 
 def test_two_gated_attention_units_are_as_large_as_a_llama_block() -> None:
@@ -297,6 +326,7 @@ def test_long_skips_pair_mirror_images_and_start_as_nothing(layers: int) -> None
     ("option", "dense"),
     [
         ("gau", False),
+        pytest.param("gau_squared", False, marks=pytest.mark.slow),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (

@@ -165,7 +165,7 @@ def test_text_and_pictures_go_through_two_separate_blocks(option: str) -> None:
         # Of one modality alone each is a block by itself.
         attend = DenseAttend(mask[None, None])
         assert torch.equal(block(x, cos, sin, attend), text(x, cos, sin, attend))
-        alone = model.picture_places(1, n, None)
+        alone = places_of({"": VisualPart(*3 * [torch.arange(n)])}, {}, n, x.device, experts=True)
         torch.testing.assert_close(
             block(x, cos, sin, attend, places=alone), pictures(x, cos, sin, attend), atol=1e-5, rtol=1e-4
         )

@@ -169,7 +169,8 @@ LIMITS = {
         "rope_base": (1 + 1e-9, 1),
         "norm_eps": ABOVE,
         "axes": (2, 1),
-        "rope_scheme": ("streaming", "nope"),
+        "rope_scheme": ("one_place", "nope"),
+        "time_scale": ABOVE,
         "latent_patchifier": ("unet", "conv"),
         "pixel_patchifier": ("linear", "conv"),
         "block": ("gau", "mamba"),
@@ -264,6 +265,9 @@ def test_limits_on_the_other_side():
         TokenizerConfig(compat="official", width=36)
     assert UnifiedConfig(vocab_size=40, head_dim=2, axes=1, rope_scheme="rope_1d").axes == 1
     assert UnifiedConfig(vocab_size=40, width=50, heads=4, head_dim=6).width == 50
+    assert UnifiedConfig(vocab_size=40, head_dim=2, axes=1, rope_scheme="one_place").axes == 1
+    with pytest.raises(ValueError, match="width: expected a multiple of 4"):
+        UnifiedConfig(vocab_size=40, width=50, heads=4, head_dim=6, rope_scheme="one_place")
 
 
 def test_widths_that_follow_from_others():
@@ -310,8 +314,11 @@ USUAL = {
         "modulation": None,
         "modality_experts": None,
         "attention_every": None,
+        "time_scale": None,
         "density": None,
         "unet_depth": None,
+        "step_sizes": None,
+        "gau_length": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,

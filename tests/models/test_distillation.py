@@ -3,6 +3,8 @@ and a student that comes nearer to its teacher."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +15,7 @@ from sampling_cases import visual
 from omniloom.models.unified.batch import Batch, Document, collate
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
-from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
+from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, denoised, sampling_times
 from omniloom.models.unified.diffusion.formulations import formulation
 from omniloom.models.unified.diffusion.samplers import ddim, sample
 from omniloom.models.unified.generation.cache import GenerationState
@@ -26,6 +28,7 @@ from omniloom.models.unified.objectives.distillation_config import Distillation
 from omniloom.models.unified.objectives.objective import UnifiedObjective
 
 CONFIG = UnifiedConfig(vocab_size=40, latent_dim=3, width=32, layers=2, heads=4)
+TOLD = replace(CONFIG, step_sizes=True)
 S = CONFIG.specials
 SCALE = 1.7
 PATHS = [
@@ -64,7 +67,13 @@ def rows() -> list[list[Document]]:
 
 def distilled(method: str, path: DiffusionConfig, steps: int = 2, teacher_steps: int = 6, scale: float = SCALE):
     how = Distillation(method, steps, teacher_steps, scale)
-    return DistilledObjective(build(1), path, teacher=build(0), distillation=how).train()
+    student = build(1, TOLD if how.tells_steps else CONFIG)
+    return DistilledObjective(student, path, teacher=build(0), distillation=how).train()
+
+
+def nodes_of(objective: DistilledObjective) -> torch.Tensor:
+    (nodes,) = objective.losses["latent_diffusion"].ways
+    return nodes
 
 
 def batch_of(objective: DistilledObjective) -> Batch:
@@ -114,8 +123,8 @@ def test_consistency_looks_from_the_teachers_next_step_to_the_end(path) -> None:
         drawn = (plain.extras[name].split(sizes()) for name in ("noise", "clean"))
         for (caption, grid), noise, clean, time, e, x in zip(GRIDS.items(), *parts, *drawn, strict=True):
             now = float(time[0])
-            at = int(np.abs(objective.nodes[:, 0].numpy() - now).argmin())
-            now, after, end = (float(t) for t in objective.nodes[at])
+            nodes = nodes_of(objective)
+            now, after, end, _ = nodes[(nodes[:, 0] - now).abs().argmin()].tolist()
             assert end in [pytest.approx(t) for t in outer[1:]] and end <= after < now
             ends.add(after == end)
             teacher = denoiser(build(0).eval(), caption, grid, path, SCALE)
@@ -131,9 +140,127 @@ def test_consistency_looks_from_the_teachers_next_step_to_the_end(path) -> None:
     assert ends == {True, False}
 
 
-@pytest.mark.parametrize("method", ["reflow", "consistency"])
+HALVED = [DiffusionConfig("flow"), DiffusionConfig("vp"), DiffusionConfig("flow", predict="x", shift=2.0)]
+
+
+def said(
+    model: UnifiedModel, caption: tuple, grid: tuple, path: DiffusionConfig, x: torch.Tensor, now: float, d: float
+):
+    """What the network says behind the caption of x (1, N, C) at a time, told a size."""
+    with torch.no_grad():
+        state, _ = GenerationState.prefill(model, [prefix_for_visual(caption, S)])
+        state.feed_text([S.boi if grid[0] == 1 else S.bov])
+        hidden = state.feed_visual("latent_diffusion", x, grid, now, keep=False, step=d)
+        return denoised(path, model.visual_head("latents", hidden, state.given), x, now)
+
+
+@pytest.mark.parametrize("path", HALVED, ids=lambda path: f"{path.formulation} {path.predict}")
+def test_a_shortcut_goes_where_two_of_half_its_size_do(path) -> None:
+    """1, 2 and 4 steps, of which the least are two of the teacher's eighths."""
+    objective, sizes_seen = distilled("shortcut", path, steps=4, teacher_steps=8), Counter()
+    assert objective.how.counts == [1, 2, 4]
+    batch, eighths = batch_of(objective), sampling_times(path, 8)
+    teacher, student = build(0).eval(), build(1, TOLD).eval()
+    for seed in range(12):
+        shown = objective.show(batch, [seed, seed + 50])["latent_diffusion"]
+        plain = UnifiedObjective(build(1), path).show(batch, [seed, seed + 50])["latent_diffusion"]
+        parts = (shown.extras[name].split(sizes()) for name in ("noise", "clean", "time"))
+        drawn = (plain.extras[name].split(sizes()) for name in ("noise", "clean"))
+        rows_of = batch.parts["latents"].segment[batch.tasks["latent_diffusion"].rows]
+        rows_of = rows_of[batch.tasks["latent_diffusion"].targets].split(sizes())
+        for (caption, grid), noise, clean, time, e, x, number in zip(
+            GRIDS.items(), *parts, *drawn, rows_of, strict=True
+        ):
+            now, size = float(time[0]), float(shown.steps.flatten()[number[0]])
+            if size == 0:
+                assert torch.equal(clean, x) and torch.equal(noise, e)
+                sizes_seen[0] += 1
+                continue
+            at = int(np.abs(np.array(eighths) - now).argmin())
+            count = next(c for c in (2, 4, 8) if eighths[min(at + c, 8)] == pytest.approx(now - size, abs=1e-6))
+            sizes_seen[count] += 1
+            middle, end = eighths[at + count // 2], eighths[at + count]
+            guide = denoiser(teacher, caption, grid, path, SCALE)
+            a, b = guide.scales(now)
+            x_t = arrived = (a * x + b * e)[None]
+            for start, stop in ((now, middle), (middle, end)):
+                if count == 2:
+                    data = guide.denoised(arrived, start).detach()
+                else:
+                    data = said(student, caption, grid, path, arrived, start, start - stop)
+                (a, b), (a_stop, b_stop) = guide.scales(start), guide.scales(stop)
+                arrived = a_stop * data + b_stop * (arrived - a * data) / b
+            (a, b), (a_end, b_end) = guide.scales(now), guide.scales(end)
+            torch.testing.assert_close((a * clean + b * noise)[None], x_t, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close((a_end * clean + b_end * noise)[None], arrived, rtol=2e-3, atol=1e-3)
+    assert set(sizes_seen) == {0, 2, 4, 8}
+
+
+def test_a_shortcut_of_flow_matching_is_the_mean_of_its_halves() -> None:
+    """The paper's equation 5, of velocities as the student says them: s(x, t, 2d) = (s(x, t, d) + s(x', t', d)) / 2."""
+    path, caption, grid = DiffusionConfig("flow"), (9, 8, 7), (1, 2, 2)
+    objective = distilled("shortcut", path, steps=4, teacher_steps=8, scale=1.0)
+    student, documents = build(1, TOLD).eval(), [text_to_visual(caption, picture(grid, 1), grid, S)]
+    batch, found = collate([documents], 16, CONFIG), 0
+    for seed in range(40):
+        shown = objective.show(batch, [seed])["latent_diffusion"]
+        now, size = float(shown.extras["time"][0]), float(shown.steps.max())
+        if size < 0.5:
+            continue
+        d = size / 2
+        x = ((1 - now) * torch.from_numpy(picture(grid, 1)) + now * shown_noise(batch, path, seed))[None]
+        first = (x - said(student, caption, grid, path, x, now, d)) / now
+        there = x - d * first
+        second = (there - said(student, caption, grid, path, there, now - d, d)) / (now - d)
+        target = shown.extras["noise"] - shown.extras["clean"]
+        torch.testing.assert_close(target[None], (first + second) / 2, rtol=1e-3, atol=1e-4)
+        found += 1
+    assert found > 8
+
+
+def shown_noise(batch: Batch, path: DiffusionConfig, seed: int) -> torch.Tensor:
+    return UnifiedObjective(build(1), path).show(batch, [seed])["latent_diffusion"].extras["noise"]
+
+
+def test_each_size_of_a_shortcut_is_as_likely_and_any_of_its_ways() -> None:
+    objective = distilled("shortcut", DiffusionConfig("flow"), steps=1, teacher_steps=5)
+    assert objective.how.counts == [1, 2, 4]
+    batch = batch_of(objective)
+    ways = [objective.losses["latent_diffusion"].draw_ahead(batch, [s, s + 999])[1][0, 0] for s in range(600)]
+    seen = Counter((float(way[0]), float(way[0] - way[2])) for way in ways if way[0] > way[2])
+    assert {size for _, size in seen} == {1.0, 0.5, 0.25} and len(seen) == 7
+    for size in (1.0, 0.5, 0.25):
+        assert abs(sum(n for (_, s), n in seen.items() if s == size) - 150) < 45
+    anytime = [float(way[0]) for way in ways if way[0] == way[2]]
+    assert abs(len(anytime) - 150) < 45 and len(set(anytime)) > 100
+    assert abs(np.mean(anytime) - 0.5) < 0.1 and min(anytime) < 0.1 and max(anytime) > 0.9
+    finest = {round(float(way[0] - way[2]), 4) for way in ways if way[3] == 1 and way[0] > way[2]}
+    assert finest == {0.25}
+
+
+def test_a_shortcut_is_told_the_way_to_the_next_time_of_its_sampler() -> None:
+    """By 1, 2 and 4 steps, as it was trained; and at size 0 it is the model that it would be without."""
+    path, caption, grid = DiffusionConfig("flow"), (9, 8, 7), (1, 2, 2)
+    model, noise = build(1, TOLD).eval(), torch.randn(1, 4, 3)
+    for steps in (1, 2, 4):
+        how = visual(diffusion=path, num_steps=steps, guidance_scale=1.0)
+        with torch.no_grad():
+            state, _ = GenerationState.prefill(model, [prefix_for_visual(caption, S)])
+            network = open_diffusion(state, [(0, 0)], grid, how)[0]
+            for now in sampling_times(path, steps)[:-1]:
+                expected = said(model, caption, grid, path, noise, now, 1 / steps)
+                torch.testing.assert_close(network.denoised(noise, now), expected)
+                other = said(model, caption, grid, path, noise, now, 0.9 / steps)
+                assert not torch.allclose(expected, other, atol=1e-3)
+    plain = build(1)
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("step.")})
+    at_zero = said(model, caption, grid, path, noise, 0.7, 0.0)
+    torch.testing.assert_close(at_zero, said(plain.eval(), caption, grid, path, noise, 0.7, 0.0))
+
+
+@pytest.mark.parametrize("method", ["reflow", "consistency", "shortcut"])
 def test_the_network_sees_the_point_that_its_target_is_of(method) -> None:
-    for path in PATHS:
+    for path in HALVED if method == "shortcut" else PATHS:
         objective = distilled(method, path)
         batch = batch_of(objective)
         shown = objective.show(batch, [1, 2])["latent_diffusion"]
@@ -147,13 +274,13 @@ def test_the_network_sees_the_point_that_its_target_is_of(method) -> None:
 def test_all_times_of_the_students_sampler_are_trained_alike() -> None:
     for method, count in (("reflow", 4), ("consistency", 8)):
         objective = distilled(method, DiffusionConfig("flow"), steps=4, teacher_steps=7)
-        nodes = objective.nodes[:, 0].tolist()
+        nodes = nodes_of(objective)[:, 0].tolist()
         assert len(nodes) == count and nodes == sorted(nodes, reverse=True)
         assert nodes[:: count // 4] == pytest.approx(sampling_times(DiffusionConfig("flow"), 4)[:-1])
-        for (now, after, end), (following, *_) in pairwise(objective.nodes.tolist()):
+        for (now, after, end, _), (following, *_) in pairwise(nodes_of(objective).tolist()):
             assert after == pytest.approx(following) and end <= after < now
         batch = batch_of(objective)
-        found = [objective.losses["latent_diffusion"].draw_ahead(batch, [s, s + 999])[1][0, 0] for s in range(200)]
+        found = [objective.losses["latent_diffusion"].draw_ahead(batch, [s, s + 999])[1][0, 0, 0] for s in range(200)]
         counts = [sum(abs(float(t) - node) < 1e-6 for t in found) for node in nodes]
         assert sum(counts) == 200 and min(counts) > 200 / count / 3
 
@@ -196,6 +323,10 @@ def test_guidance_needs_the_targets_without_their_condition() -> None:
 
 
 def test_what_cannot_be_distilled_is_told() -> None:
+    with pytest.raises(ValueError, match="shortcut needs one of step_sizes: true"):
+        DistilledObjective(
+            build(1), DiffusionConfig(), teacher=build(0), distillation=Distillation("shortcut", 2, 4, 2.0)
+        )
     codes = UnifiedConfig(vocab_size=40, codebook_size=8, width=32, layers=2, heads=4)
     how = Distillation("reflow", 2, 4, 2.0)
     with pytest.raises(ValueError, match="next_code, the first objective, is no diffusion"):

@@ -96,6 +96,8 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
     [
         {"block": "gau"},
         {"block": "gau", "hidden": 48, "long_skips": True},
+        {"block": "gau", "gau_length": 9},
+        {"step_sizes": True},
         {"long_skips": True, "layers": 4},
         {"latent_patchifier": "bottleneck", "pixel_patchifier": "linear"},
         {"patch_mask_high": 0.5},

@@ -14,7 +14,7 @@ from sampling_cases import visual
 from visual_batches import forward, target_times
 
 from omniloom.models.unified.batch import Segment, collate, document_length, visual_segment
-from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.config import ROPE_SCHEMES, UnifiedConfig
 from omniloom.models.unified.diffusion.config import DiffusionConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, sampling_times
 from omniloom.models.unified.diffusion.samplers import sample
@@ -72,7 +72,7 @@ def full_logits(model: UnifiedModel, document: list[Segment]) -> torch.Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scheme", ["tie_v2", "tie_v1", "axial", "streaming", "rope_1d"])
+@pytest.mark.parametrize("scheme", ROPE_SCHEMES)
 def test_text_with_the_cache_equals_recomputation(scheme: str) -> None:
     config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, rope_scheme=scheme)
     model, documents = build(config), prefixes()
@@ -86,10 +86,10 @@ def test_text_with_the_cache_equals_recomputation(scheme: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("block", ["llama", "gau"])
-def test_prefixes_of_very_different_lengths_are_read_as_if_each_were_alone(block: str) -> None:
+@pytest.mark.parametrize("fields", [{}, {"block": "gau"}, {"block": "gau", "gau_length": 40}], ids=str)
+def test_prefixes_of_very_different_lengths_are_read_as_if_each_were_alone(fields: dict) -> None:
     """Several passes, and rows of one length in neighbouring places and apart; pictures in some of them."""
-    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, block=block)
+    config = UnifiedConfig(vocab_size=40, latent_dim=3, width=48, layers=2, heads=4, **fields)
     model, rng = build(config), np.random.default_rng(0)
     documents = [prefix_for_text(rng.integers(6, 40, size).tolist(), S) for size in (70, 2, 2, 200, 70, 110, 2)]
     documents[5] = prefix_for_text(rng.integers(6, 40, 90).tolist(), S, latents((1, 3, 2)), (1, 3, 2))

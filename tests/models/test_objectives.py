@@ -407,7 +407,7 @@ def test_draws_of_a_row_depend_on_its_seed_alone() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("scheme", ["tie_v2", "axial", "streaming"])
+@pytest.mark.parametrize("scheme", ["tie_v2", "axial", "streaming", "one_place"])
 def test_next_code_with_the_cache_equals_recomputation(scheme: str) -> None:
     config = config_for("next_code", rope_scheme=scheme)
     model, grid = build(config).eval(), (2, 2, 2)

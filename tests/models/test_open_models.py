@@ -11,12 +11,16 @@ import open_models
 import pytest
 import torch
 import transformers
-from open_models import CASES, CODES, TOKENS, VOCABULARY
-from safetensors.torch import load_file, safe_open
+from open_models import CASES, CODES, LATENTS, TOKENS, VOCABULARY
+from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
 from omniloom.models.unified import Segment, SpecialIds, collate, load_llama
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.diffusion.config import DiffusionConfig
+from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.draw import draw_and_go_on
+from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.llama.config import architecture
 from omniloom.models.unified.llama.families import FAMILIES, described
 from omniloom.models.unified.llama.write import left_out, write_back
@@ -240,8 +244,6 @@ def test_a_tensor_that_no_part_has_is_named(tmp_path: Path) -> None:
     held = tensors(tmp_path) | {"model.generation_head.extra": torch.zeros(2)}
     with pytest.raises(ValueError, match="codebook_size: .* has 8 codes, got 16"):
         load_llama(tmp_path, latent_dim=None, codebook_size=16)
-    from safetensors.torch import save_file
-
     save_file({k: v for k, v in held.items() if "vision_head.bias" not in k}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="model.generation_head.vision_head.bias: missing"):
         load(tmp_path)
@@ -323,3 +325,79 @@ def test_a_bagels_tower_of_texts_is_read_and_written_back(tmp_path: Path) -> Non
     own = json.loads((out / "llm_config.json").read_text())
     assert own["torch_dtype"] == "float32" and "architectures" not in own
     assert (out / "config.json").read_bytes() == (start / "config.json").read_bytes()
+
+
+AROUND = (SPECIALS.boi, SPECIALS.eoi)
+
+
+def start_from_bagel(folder: Path, **fields) -> UnifiedModel:
+    return load_llama(folder, latent_dim=LATENTS, specials=SPECIALS, **fields).eval()
+
+
+def test_a_bagels_tower_of_latents_is_read_and_written_back(tmp_path: Path) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    start.mkdir()
+    reference = open_models.bagel(start)
+    model = start_from_bagel(start)
+    assert max(open_models.bagel_difference(model, start)) < 1e-4 and difference(model, reference) < 1e-4
+    assert num_parameters(model.config) == sum(p.numel() for p in model.parameters())
+    values = json.loads((start / "llm_config.json").read_text())
+    told = {"architectures": ["BagelForConditionalGeneration"], "llm_config": values}
+    assert left_out(model.config, told, "config.json") == ()
+    disturb(model)
+    write_back(model, start, out)
+    assert (
+        max(open_models.bagel_difference(model, out)) < 1e-4
+        and max(open_models.bagel_difference(start_from_bagel(out), out)) < 1e-4
+    )
+    assert min(open_models.bagel_difference(model, start)) > 0.01
+    before, after = (load_file(folder / "ema.safetensors") for folder in (start, out))
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        is_other = key.startswith(("vit_", "connector.", "latent_pos_embed."))
+        assert torch.equal(value, after[key]) == is_other, key
+
+
+def test_a_bagel_draws_as_its_authors_do(tmp_path: Path) -> None:
+    """Euler's steps from noise at time 1 (ByteDance-Seed/Bagel, `generate_image`), and what follows the picture."""
+    open_models.bagel(tmp_path)
+    model, prompt, (rows, columns) = start_from_bagel(tmp_path), [1, 11, 60, 12], (3, 4)
+    how = VisualSampling(num_steps=4, objective="latent_diffusion", diffusion=DiffusionConfig())
+    with torch.no_grad():
+        state, _ = GenerationState.prefill(model, [[Segment("text", ids=prompt)]])
+        drawn, behind = draw_and_go_on(state, [(7, 0)], (1, rows, columns), how)
+        text = model.text_head(state.feed_text([14]))[0]
+    x = torch.randn(rows * columns, LATENTS, generator=torch.Generator().manual_seed(7))
+    for time in (1.0, 0.75, 0.5, 0.25):
+        _, (velocity,) = open_models.bagel_forward(
+            tmp_path, [prompt, (x, (rows, columns), time)], (SPECIALS.boi, SPECIALS.eoi)
+        )
+        x = x - velocity * 0.25
+    torch.testing.assert_close(drawn[0], x, atol=1e-3, rtol=1e-3)
+    logits, _ = open_models.bagel_forward(
+        tmp_path, [prompt, (x, (rows, columns), 0.0), [14]], (SPECIALS.boi, SPECIALS.eoi)
+    )
+    torch.testing.assert_close(model.text_head(behind)[0], logits[-2], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(text, logits[-1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_bagels_pictures_start_anew_in_another_scheme_of_positions(tmp_path: Path) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    start.mkdir()
+    reference = open_models.bagel(start)
+    with pytest.raises(ValueError, match="vae2llm.weight: has latents of 8 channels, the model's have 3"):
+        load_llama(start, latent_dim=3, specials=SPECIALS)
+    with pytest.raises(ValueError, match="modality_experts: .* says 'all', got None; leave it out"):
+        load_llama(start, latent_dim=LATENTS, specials=SPECIALS, modality_experts=None)
+    model = load_llama(start, latent_dim=3, specials=SPECIALS, rope_scheme="tie_v2").eval()
+    assert difference(model, reference) < 1e-4 and not model.visual_out.weight.any()
+    write_back(model, start, out)
+    assert same(*(load_file(folder / "ema.safetensors") for folder in (start, out)))
+    state = load_file(start / "ema.safetensors")
+    state["latent_pos_embed.pos_embed"][3] += 0.1
+    save_file(state, start / "ema.safetensors")
+    with pytest.raises(ValueError, match="latent_pos_embed.pos_embed: expected sinusoids"):
+        start_from_bagel(start)
+    change(start, interpolate_pos=True)
+    with pytest.raises(ValueError, match="interpolate_pos: expected False"):
+        start_from_bagel(start)

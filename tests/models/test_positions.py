@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniloom.models.fused import rotate
-from omniloom.models.unified.positions import positions, rotary
+from omniloom.models.unified.config import ROPE_SCHEMES
+from omniloom.models.unified.positions import cells, positions, rotary, sinusoids
 
 SIZES = [(1, 1, 1), (1, 2, 8), (1, 3, 3), (1, 4, 5), (1, 7, 2), (3, 2, 5), (5, 4, 4)]
-SCHEMES = ["rope_1d", "axial", "tie_v1", "tie_v2", "streaming"]
+SCHEMES = [*ROPE_SCHEMES]
 grids = st.tuples(st.integers(1, 5), st.integers(1, 9), st.integers(1, 9))
 
 
@@ -105,6 +106,29 @@ def test_rope_1d_counts_everything() -> None:
 def test_axial() -> None:
     pos = positions("axial", [("text", 2), ("visual", (2, 3, 4)), ("text", 1)])
     assert pos[2].tolist() == [2, 2, 2] and pos[-2].tolist() == [4, 5, 3] and pos[-1].tolist() == [6, 6, 6]
+
+
+def test_one_place_is_that_of_the_tokens_around_a_picture() -> None:
+    """As BAGEL's authors count (ByteDance-Seed/Bagel, `pack_sequence`): what is around an image is on its place."""
+    pos = positions("one_place", [("text", 3), ("text", 1), ("visual", (1, 2, 3)), ("text", 1), ("text", 2)])
+    assert pos[:, 0].tolist() == [0, 1, 2, *[3] * 8, 4, 5] and pos.shape == (13, 1)
+    video = positions("one_place", [("text", 2), ("visual", (3, 1, 2)), ("text", 2)], axes=3)
+    assert video[:, 2].tolist() == [0, 1, 1, 1, 2, 2, 3, 3, 3, 4] and torch.equal(video[:, 0], video[:, 2])
+    alone = positions("one_place", [("text", 1), ("visual", (1, 1, 2)), ("text", 2)])
+    assert alone[:, 0].tolist() == [0, 0, 0, 0, 1]
+
+
+def test_sinusoids_are_those_of_masked_autoencoders() -> None:
+    """By two loops: columns first, each a run of sines and a run of cosines."""
+    found = sinusoids(torch.from_numpy(cells((2, 3, 4))), 24)
+    assert found.shape == (24, 24) and torch.equal(found[:12], found[12:])
+    for number in range(12):
+        row, column = divmod(number, 4)
+        wanted = []
+        for at in (column, row):
+            turns = [at / 10000 ** (i / 6) for i in range(6)]
+            wanted += [*map(math.sin, turns), *map(math.cos, turns)]
+        torch.testing.assert_close(found[number], torch.tensor(wanted), atol=1e-6, rtol=0)
 
 
 def test_far_places_are_exact() -> None:

@@ -233,6 +233,7 @@ def test_a_picture_leaves_the_state_as_it_was(model) -> None:
         ({"attention_every": 6}, "attention_every"),
         ({"attention_every": True}, "attention_every"),
         ({"block": "gau"}, "attention_every"),
+        ({"rope_scheme": "one_place"}, "attention_every"),
         ({"width": 50, "head_dim": 12}, "width"),
         ({"mup": {"width": 24}}, "mup"),
     ],

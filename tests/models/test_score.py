@@ -87,7 +87,7 @@ def test_it_is_the_plain_forward_pass(objective: str, batch_size: int) -> None:
         torch.testing.assert_close(scores, expected, atol=1e-4, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["tie_v1", "axial", "streaming", "rope_1d"])
+@pytest.mark.parametrize("scheme", ["tie_v1", "axial", "streaming", "rope_1d", "one_place"])
 def test_it_is_in_every_scheme_of_positions(scheme: str) -> None:
     model = build(rope_scheme=scheme)
     documents, asked = prefixes(model, "latent_diffusion"), texts(5, 1)

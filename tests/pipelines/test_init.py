@@ -358,7 +358,7 @@ def timed(monkeypatch, tmp_path) -> None:
         for name in set(STEPS) & set(config.stages.configured()):
             stage = getattr(config.stages, name)
             if name != "train":
-                measuring._write(measuring._tokenizer_file(stage), MeasuredTokenizer(STEPS[name], 1000, "2026-11-28"))
+                measuring.write(measuring._tokenizer_file(stage), MeasuredTokenizer(STEPS[name], 1000, "2026-11-28"))
         return {name: {"seconds_per_step": STEPS[name]} for name in STEPS if name in config.stages.configured()}
 
     monkeypatch.setattr(measuring, "measure", measure)

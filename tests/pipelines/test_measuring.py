@@ -8,9 +8,11 @@ import pytest
 
 from omniloom.infra.errors import InputError
 from omniloom.pipelines import doctor, measuring, takes
+from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import load
 from omniloom.pipelines.measuring import Measured
 from omniloom.pipelines.plan import make_plan
+from omniloom.pipelines.trainings import Training, training_of
 from omniloom.stages.tokenizer.measured import kinds
 from omniloom.stages.train import cost
 from omniloom.stages.train.config import expected_config
@@ -25,6 +27,10 @@ def predicted(tmp_path, *overrides: str) -> takes.Takes:
     return takes.of(make_plan(load("demo", [f"storage={tmp_path}", *overrides])))["train"]
 
 
+def training(config) -> Training:
+    return next(training_of(own, upstream) for stage, own, upstream in with_upstream(config) if stage.name == "train")
+
+
 def step_cost(config) -> float:
     tokens, tokenizer = config.stages.pretokenize, config.stages.tokenizer_image
     return cost.step_cost(config.stages.train, expected_config(config.stages.train, tokens, tokenizer.model))
@@ -34,7 +40,7 @@ def step_cost(config) -> float:
 def test_a_size_that_was_not_measured_is_scaled(tmp_path, overrides):
     """One core takes three times what the formulas calculate."""
     config = load("demo", [f"storage={tmp_path}", *overrides])
-    measuring._keep(config.stages.train, Measured(3.0, "2026-11-28"))
+    measuring._keep(training(config), Measured(3.0, "2026-11-28"))
     train, found = config.stages.train, predicted(tmp_path, *overrides)
     tokens = train.batch_rows * train.packing.length
     assert found.units_per_second == pytest.approx(tokens / (3.0 * step_cost(config)))
@@ -53,14 +59,14 @@ def test_a_size_that_was_not_measured_is_scaled(tmp_path, overrides):
     ids=str,
 )
 def test_what_was_measured_tells_nothing_of_other_devices(tmp_path, overrides):
-    measuring._keep(load("demo", [f"storage={tmp_path}"]).stages.train, Measured(3.0, "2026-11-28"))
+    measuring._keep(training(load("demo", [f"storage={tmp_path}"])), Measured(3.0, "2026-11-28"))
     assert predicted(tmp_path).seconds and predicted(tmp_path, *overrides).seconds is None
 
 
 def test_a_damaged_file_is_none(tmp_path):
-    train = load("demo", [f"storage={tmp_path}"]).stages.train
+    train = training(load("demo", [f"storage={tmp_path}"]))
     measuring._keep(train, Measured(3.0, "2026-11-28"))
-    measuring._file(train).write_text("{")
+    measuring._file(train, "train").write_text("{")
     assert measuring.known(train) is None
 
 
@@ -88,7 +94,7 @@ def test_a_tokenizers_steps_stand_for_just_these_settings(tmp_path):
 
     config = load("demo", [f"storage={tmp_path}"]).stages.tokenizer_joint
     assert joint() is None
-    measuring._write(measuring._tokenizer_file(config), measuring.MeasuredTokenizer(0.5, 1000, "2026-11-28"))
+    measuring.write(measuring._tokenizer_file(config), measuring.MeasuredTokenizer(0.5, 1000, "2026-11-28"))
     data, found = config.data, joint()
     images = data.image_ratio * data.image_batch + (1 - data.image_ratio) * data.video_batch
     assert found.seconds == pytest.approx(config.steps * 0.5) and found.unit == "images"

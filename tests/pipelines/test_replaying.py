@@ -26,6 +26,18 @@ def test_what_cannot_be_replayed_is_refused(tmp_path):
         assert caught.value.field == field
 
 
+def test_trainings_of_other_stages_are_known_too(tmp_path):
+    for preset, trained, stage, lacks in (
+        ("distill", "tokenizer_image, tokenizer_joint, train, distill", "distill", "tokens"),
+        ("captions", "train_scorer", "train_scorer", "records"),
+    ):
+        plan = make_plan(load(preset, [f"storage={tmp_path}"]))
+        with pytest.raises(InputError, match=f"expected one of {trained}$"):
+            replay_step(plan, "ingest", 0)
+        with pytest.raises(InputError, match=f"the {lacks} that it is trained on are not there"):
+            replay_step(plan, stage, 0)
+
+
 def test_it_tells_whether_the_step_is_the_same():
     found = {"step": 7, "from": 5, "ranks": 2, "row": {"step": 8, "loss": 2.5}, "loss": 2.5, "equal": True}
     assert told(found) == (

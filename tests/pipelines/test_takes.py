@@ -150,6 +150,14 @@ def test_what_never_ran_is_not_guessed(tmp_path, monkeypatch):
     monkeypatch.setenv("OMNILOOM_CACHE", str(tmp_path / "cache"))  # where this machine's measurements lie
     found = takes.of(make_plan(load("demo", [f"storage={tmp_path}"])))
     assert set(found) == {"train"} and found["train"].seconds is None
+    plan = make_plan(load("demo", [f"storage={tmp_path}"]))
+    trained = "ingest, tokenizer_image, tokenizer_joint, pretokenize, train"
+    assert list(takes.unknown(plan, found)) == [
+        f"not known yet: {trained}, evaluate; a stage's seconds are known once it ran here, or of {trained} by "
+        "omniloom doctor CONFIG --measure"
+    ]
+    known = {planned.name: takes.Takes(seconds=1.0) for planned in plan.to_execute}
+    assert not list(takes.unknown(plan, known))
     assert not list(takes.lines({"x": takes.Takes()}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import corpora
@@ -18,11 +19,14 @@ from omniloom.stages.distill import stage as distill
 from omniloom.stages.evaluate.config import Config as EvaluateConfig
 from omniloom.stages.evaluate.evaluation import Evaluation
 from omniloom.stages.evaluate.exported import export_gap
+from omniloom.stages.replay import Replay, replay
 from omniloom.stages.reporting import history
-from omniloom.stages.train import ledger, worker
+from omniloom.stages.train import ledger, replayed, worker
 from omniloom.stages.train import stage as train
 
 OWN = {"num_steps": 3, "guidance_scale": 1.0, "sampler": "ddim"}
+STEPS = {"reflow": 3, "consistency": 3, "shortcut": 2}
+METHODS = {method: {"method": method, "num_steps": steps} for method, steps in STEPS.items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -95,21 +99,26 @@ def teacher(tmp_path_factory, tokens, visual):
     return run(tmp_path_factory.mktemp("teacher"), trained_as(), tokens, visual)
 
 
-@pytest.mark.parametrize("method", ["reflow", "consistency"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_model_starts_as_its_teacher_and_says_how_it_is_sampled(tmp_path, teacher, tokens, visual, method):
     frozen = distilled(
-        tmp_path / "frozen", teacher, tokens, visual, method=method, optimizer={"lr": 1e-12, "weight_decay": 0}
+        tmp_path / "frozen", teacher, tokens, visual, **METHODS[method], optimizer={"lr": 1e-12, "weight_decay": 0}
     )
     before = load_file(teacher.file("model", "unified.safetensors"))
-    for name, value in load_file(frozen.file("model", "unified.safetensors")).items():
-        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-8)
-    moved = distilled(tmp_path / "moved", teacher, tokens, visual, method=method)
+    started = load_file(frozen.file("model", "unified.safetensors"))
+    own = {name for name in started if name.startswith("step.")}  # what it is told of steps, which says nothing yet
+    assert own == set(started) - set(before) and bool(own) == (method == "shortcut")
+    assert not own or started["step.mlp.2.weight"].abs().max() < 1e-8
+    for name, value in before.items():
+        torch.testing.assert_close(started[name], value, rtol=0, atol=1e-8)
+    moved = distilled(tmp_path / "moved", teacher, tokens, visual, **METHODS[method])
     after = load_file(moved.file("model", "unified.safetensors"))
-    assert any(not torch.equal(value, before[name]) for name, value in after.items())
-    loom = OmniLoom.load(moved.file("model"))
-    assert loom.usual == VisualSampling(**OWN) and OmniLoom.load(teacher.file("model")).usual == VisualSampling()
+    assert any(not torch.equal(value, before[name]) for name, value in after.items() if name in before)
+    assert not own or after["step.mlp.2.weight"].abs().max() > 1e-4
+    loom, usual = OmniLoom.load(moved.file("model")), VisualSampling(**OWN | {"num_steps": STEPS[method]})
+    assert loom.usual == usual and OmniLoom.load(teacher.file("model")).usual == VisualSampling()
     drawn = loom.text_to_image(["a red square"], seeds=5)
-    asked = loom.text_to_image(["a red square"], VisualSampling(**OWN), seeds=5)
+    asked = loom.text_to_image(["a red square"], usual, seeds=5)
     np.testing.assert_array_equal(drawn, asked)
     rows = history.load(moved.file("report", "history.jsonl"))
     assert all(np.isfinite(row["visual_loss"]) for row in rows if "visual_loss" in row)
@@ -120,9 +129,9 @@ class _Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["reflow", "consistency"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path, teacher, tokens, visual, method):
-    straight = distilled(tmp_path / "straight", teacher, tokens, visual, method=method)
+    straight = distilled(tmp_path / "straight", teacher, tokens, visual, **METHODS[method])
 
     class Killer(corpora.Silent):
         def __call__(self, done=0, *arguments, **facts):
@@ -130,10 +139,28 @@ def test_a_killed_distillation_goes_on_bit_for_bit(tmp_path, teacher, tokens, vi
                 raise _Stop
 
     with pytest.raises(_Stop):
-        distilled(tmp_path / "killed", teacher, tokens, visual, Killer(), method=method)
-    again = distilled(tmp_path / "killed", teacher, tokens, visual, method=method)
+        distilled(tmp_path / "killed", teacher, tokens, visual, Killer(), **METHODS[method])
+    again = distilled(tmp_path / "killed", teacher, tokens, visual, **METHODS[method])
     ours, theirs = (load_file(a.file("model", "unified.safetensors")) for a in (straight, again))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_a_step_is_replayed_bit_for_bit(tmp_path, teacher, tokens, visual):
+    """With its teacher; each document has its own loss, drawn pictures that which is distilled."""
+    settings = config()
+    training = distill.training_of(settings, teacher)
+    run(tmp_path, training, tokens, visual, settings.distillation)
+    curve = [row for row in history.load(str(tmp_path / "output" / "report" / "history.jsonl")) if "loss" in row]
+    silent = corpora.Silent()
+    job = worker.Job(training, tokens, visual, "", "", silent, silent, distillation=settings.distillation)
+    found = replay(Replay(replayed.parts, job, str(tmp_path / "state"), 2, curve, [], 1, 2))
+    assert (found["from"], found["equal"], found["row"]["step"]) == (2, True, 3)
+    assert all(document["grad_norm"] > 0 for document in found["documents"])
+    plain = replace(job, distillation=None)
+    other = replay(Replay(replayed.parts, plain, str(tmp_path / "state"), 2, curve, [], 1, 2))
+    assert other["equal"] is False
+    told = [{d["id"]: d["loss"] for d in each["documents"] if d["task"] == "text"} for each in (found, other)]
+    assert told[0] == told[1] != {}
 
 
 def test_evaluate_draws_as_the_model_says_unless_it_is_told(tmp_path, teacher, tokens, visual):
@@ -190,12 +217,33 @@ def test_a_teacher_from_before_the_model_had_some_of_its_fields(teacher):
         ({"objectives": {}, "packing": {"length": 64}}, {}, "method", "knows text alone"),
         ({}, {"engine": {"sequence_parallel": 2}, "workers": {"count": 2}}, "engine.sequence_parallel", "expected 1"),
         ({}, {"workers": {"count": 3}}, "batch_rows", "4 does not divide by workers.count"),
+        ({"diffusion": {"formulation": "edm"}}, METHODS["shortcut"], "method", "sampling_grid edm has no times"),
+        ({"diffusion": {"predict": "noise"}}, METHODS["shortcut"], "method", "predicts noise"),
     ],
 )
 def test_what_cannot_be_distilled_is_refused_before_anything_starts(teacher, fields, field, told):
     with pytest.raises(InputError, match=told) as error:
         distill.check(config(**fields), {"model": trained_as(**teacher)})
     assert error.value.field == field
+
+
+def test_a_shortcut_halves_its_steps():
+    with pytest.raises(ValueError, match="num_steps: expected a power of two with method: shortcut, got 3"):
+        config(method="shortcut")
+    assert config(num_steps=3).num_steps == 3
+    other = {"diffusion": {"formulation": "edm"}, "objectives": {"pixel_diffusion": 1.0}}
+    assert config(**METHODS["shortcut"]).training(trained_as(**other)).trained == ("pixel_diffusion",)
+
+
+def test_what_is_trained_from_a_shortcut_is_told_no_steps(tmp_path, teacher, tokens, visual):
+    """It goes on with the diffusion that the shortcut is at size 0, and can be distilled again."""
+    made = distilled(tmp_path / "made", teacher, tokens, visual, **METHODS["shortcut"])
+    known = load_file(made.file("model", "unified.safetensors"))
+    again = trained_as(model={}, init_from=made.file("model"), optimizer={"lr": 1e-12, "weight_decay": 0})
+    found = load_file(run(tmp_path / "again", again, tokens, visual).file("model", "unified.safetensors"))
+    assert set(found) == {name for name in known if not name.startswith("step.")}
+    for name, value in found.items():
+        torch.testing.assert_close(value, known[name], rtol=0, atol=1e-8)
 
 
 def test_zero_3_trains_what_zero_1_does(tmp_path, teacher, tokens, visual):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import corpora
@@ -25,7 +26,7 @@ from omniloom.pipelines.exporting.export import export
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
 from omniloom.stages.train import stage as train_unified
 from omniloom.stages.train import worker
-from omniloom.stages.train.config import Config, unified_config
+from omniloom.stages.train.config import Config, parameters_of, unified_config
 
 CODES = 64  # those of the corpus
 HELD_OUT = ("the green square moves", "a red square", "a blue square moves the red square")
@@ -212,3 +213,33 @@ def test_a_bagel_is_trained_by_lora_and_back(tmp_path, chameleon, tokens, visual
         assert (mine - theirs).abs().max() < 1e-4 and (
             theirs[..., :vocabulary] - reference(ids).logits
         ).abs().max() > 0.1
+
+
+def test_a_bagels_pictures_are_trained_and_written_back(tmp_path, chameleon, tokens, visual):
+    start, vocabulary = tmp_path / "bagel", json.loads((chameleon / "config.json").read_text())["vocab_size"]
+    start.mkdir()
+    open_models.bagel(start, vocabulary, latents=4)
+    (start / "tokenizer.json").write_bytes((chameleon / "tokenizer.json").read_bytes())
+    pictures = {"objectives": {"latent_diffusion": 1}, "optimizer": {"lr": 1e-3, "warmup_steps": 0}}
+    full = config(start, steps=3, **pictures)
+    train_unified.check_tokens(full, tokens, visual)
+    other = tmp_path / "other"
+    shutil.copytree(start, other)
+    open_models.bagel(other, vocabulary, latents=6)
+    with pytest.raises(InputError, match="latents have 6 numbers a position, the tokens' have 4"):
+        train_unified.check_tokens(config(other, steps=3, **pictures), tokens, visual)
+    model = train(tmp_path / "full", tokens, visual, full)
+    assert len(export(str(model), "transformers", tmp_path / "out", start=str(start))) == 1  # nothing is left out
+    loom = OmniLoom.load(model)
+    assert max(open_models.bagel_difference(loom.model, tmp_path / "out")) < 1e-4
+    assert min(open_models.bagel_difference(loom.model, start)) > 1e-3
+    assert loom.text_to_image(["a red square"], VisualSampling(num_steps=2)).shape == (1, 24, 24, 3)
+
+    lora = config(start, steps=2, adapter={"rank": 2}, **pictures)
+    assert parameters_of(lora, loom.config.unified)[0] < 20000  # neither tower
+    model = train(tmp_path / "lora", tokens, visual, lora)
+    export(str(model), "transformers", tmp_path / "tuned", start=str(start))
+    before, after = (load_file(folder / "ema.safetensors") for folder in (start, tmp_path / "tuned"))
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key][: len(value)])}
+    assert changed and all(key.startswith("language_model.model.layers.") and "_moe_gen" not in key for key in changed)
+    assert max(open_models.bagel_difference(OmniLoom.load(model).model, tmp_path / "tuned")) < 1e-4

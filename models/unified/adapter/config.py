@@ -138,6 +138,7 @@ def filled(config: UnifiedConfig, start: UnifiedConfig) -> UnifiedConfig:
         known,
         long_skips=config.long_skips and start.long_skips,
         modulation=config.modulation if start.modulation else None,
+        step_sizes=None,  # as `stages.checkpoints.own_model` leaves it open
         modality_experts=config.modality_experts if start.modality_experts else None,
         density=config.density if start.has_density else None,
     )

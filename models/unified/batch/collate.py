@@ -127,7 +127,7 @@ class _RowWriter:
         self.at = self.number = self.begin = 0
         self.last, self.loss_before = -1, True
         self.documents: list[tuple[int, int]] = []  # spans [begin, stop)
-        self.full: list[tuple[int, int]] = []  # those of visual positions that see each other
+        self.full: list[tuple[int, int]] = []  # those of places that see each other
 
     def write(self, documents: Sequence[Document]) -> None:
         for index, document in enumerate(documents):
@@ -173,7 +173,8 @@ class _RowWriter:
         self._place(("text", 1), slice(closing, closing + 1))
         self.sheet.visual.append(placed)
         if not placed.objective.causal:
-            self.full.append((inside.start, inside.stop))
+            around = int(self.config.one_place)
+            self.full.append((inside.start - around, inside.stop + around))
         self.at, self.number, self.loss_before = closing + 1, self.number + 1, True
 
     def _label(self, places: slice | int, ids: np.ndarray | int, weight: float) -> None:

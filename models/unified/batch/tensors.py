@@ -43,6 +43,7 @@ class VisualPart:
     segment  int64 (M,): b*S + s, of the s-th visual segment of row b
     tables   neighbours on the segments' grids, where the config has a unet for them
     here     where ranks share rows out, this rank's positions; else None
+    cells    float32 (M, 2): row and column of each, where the config adds sinusoids of them; else None
     """
 
     index: Tensor
@@ -50,6 +51,7 @@ class VisualPart:
     segment: Tensor
     tables: GridTables | None = None
     here: Here | None = None
+    cells: Tensor | None = None
 
 
 @dataclass

@@ -18,6 +18,7 @@ from omniloom.models.unified.batch.segment import Segment
 from omniloom.models.unified.batch.tensors import VisualPart, VisualTask
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.patchify import grid_tables
+from omniloom.models.unified.positions import cells
 from omniloom.models.unified.representations import OBJECTIVES, REPRESENTATIONS, VisualObjective
 
 
@@ -83,7 +84,11 @@ class VisualLayout:
         segment_M = np.repeat(numbers_P, [p.count for p in own])
         unet = self.config.patchifier(name) == "unet"
         tables = grid_tables([p.segment.visual_grid for p in own]) if unet else None
-        return VisualPart(torch.from_numpy(index_M), torch.from_numpy(values), torch.from_numpy(segment_M), tables)
+        part = VisualPart(torch.from_numpy(index_M), torch.from_numpy(values), torch.from_numpy(segment_M), tables)
+        if self.config.one_place:
+            of_each = [np.empty((0, 2), np.float32), *(cells(p.segment.visual_grid) for p in own)]
+            part.cells = torch.from_numpy(np.concatenate(of_each))
+        return part
 
     def _task(self, objective: str, own: list[PlacedSegment], part: VisualPart) -> VisualTask:
         """The segments of one objective among its representation's `own`."""

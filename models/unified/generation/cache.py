@@ -9,19 +9,22 @@ feeds that are not kept, back to what was fed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from omniloom.models.unified.batch import Document, collate, document_length
+from omniloom.models.unified.batch import Document, Segment, VisualPart, collate, document_length
+from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.diffusion.samplers import Time
 from omniloom.models.unified.generation.layer_cache import Feed, Layer, StateLayer
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.patchify import VisualInput, grid_tables
 from omniloom.models.unified.places import Places
-from omniloom.models.unified.positions import Grid, place
+from omniloom.models.unified.positions import Grid, cells, place
 from omniloom.models.unified.representations import OBJECTIVES
 
 _PADDING = 32  # places of a row that are read in vain rather than in another pass
@@ -34,6 +37,7 @@ class GenerationState:
         self.model, self.lengths, self.last = model, lengths, last
         self.layers = layers  # a `Layer` or `StateLayer` of each block: of two states of a model the same
         self.given: VisualInput | None = None  # of the last `feed_visual`, for the head
+        self.closing: Tensor | None = None  # hidden (B, width) at <eoi>, where that was fed with the picture
 
     @property
     def device(self) -> torch.device:
@@ -63,7 +67,7 @@ class GenerationState:
         """`prefill` in one pass, of prefixes that are padded to the longest."""
         lengths = [document_length(prefix) for prefix in prefixes]
         batch = collate([[prefix] for prefix in prefixes], max(lengths), model.config, device=None)
-        last = [_end(prefix, model.config.rope_scheme, model.config.axes) for prefix in prefixes]
+        last = [_placed(chain.from_iterable(map(_pieces, p)), -1, model.config)[1] for p in prefixes]
         layers = [Layer() if model.config.attends(i) else StateLayer() for i in range(model.config.layers)]
         state = cls(model, layers, [0] * len(lengths), [-1] * len(lengths))
         batch = batch.to(state.device)
@@ -87,7 +91,7 @@ class GenerationState:
     ) -> Tensor:
         """x (B, N, width) written behind each row's own. Each position sees its row's own and the first of what is
         fed, as many as `sees` (B, N) says, or all."""
-        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance)
+        feed = Feed(self.lengths, x.shape[1], self.device, sees, advance, self.model.config.gau_length)
         for layer in self.layers:
             layer.feed = feed
         with torch.set_grad_enabled(torch.is_grad_enabled() and not any(advance)):
@@ -95,9 +99,8 @@ class GenerationState:
         self.lengths = [length + step for length, step in zip(self.lengths, advance)]
         return hidden
 
-    def _places(self, grid: Grid, keep: bool) -> Tensor:
-        config = self.model.config
-        placed = [place(config.rope_scheme, ("visual", grid), last, config.axes) for last in self.last]
+    def _places(self, pieces: Sequence[tuple], keep: bool) -> Tensor:
+        placed = [_placed(pieces, last, self.model.config) for last in self.last]
         if keep:
             self.last = [last for _, last in placed]
         return torch.stack([torch.from_numpy(piece) for piece, _ in placed]).to(self.device)
@@ -118,29 +121,46 @@ class GenerationState:
         return self._run(self.model.embed(ids), positions, list(counts), steps.expand(B, N) if N > 1 else None)
 
     def feed_visual(
-        self, objective: str, values: Tensor, grid: Grid, time: Time = 0.0, *, keep: bool, first: int = 0
+        self,
+        objective: str,
+        values: Tensor,
+        grid: Grid,
+        time: Time = 0.0,
+        *,
+        keep: bool,
+        first: int = 0,
+        step: float = 0.0,
     ) -> Tensor:
-        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, or codes (B, N).
-        keep: False while they are being drawn, True for the clean result; where only the first ones are kept, the
-        next feed goes on with the segment. Returns hidden (B, N, width)."""
-        row, config = OBJECTIVES[objective], self.model.config
-        (B, N), count = values.shape[:2], math.prod(grid)
-        embedded = segment = tables = None
-        if not row.representation.discrete:
-            times = torch.as_tensor(time, dtype=torch.float32, device=self.device)
-            embedded = self.model.time(times.expand(B))
-            segment = torch.arange(B, device=self.device).repeat_interleave(N)
-        if config.patchifier(row.representation.name) == "unet":
-            tables = grid_tables([grid] * B).to(self.device)
-        x, self.given = self.model.embed_visual(
-            row.representation.name, values.flatten(0, 1), embedded, segment, tables
-        )
-        whole = keep and first + N == count
-        places = self._places(grid, whole)[:, first : first + N]
-        sees = torch.arange(1, N + 1, device=self.device).expand(B, N) if row.causal and N > 1 else None
-        return self._run(
-            x.view(B, N, -1), places, [N if keep else 0] * B, sees, self.model.picture_places(B, N, embedded)
-        )
+        """Positions first..first + N of a segment of `grid` in every row: values (B, N, C) at `time`, from where the
+        sampler takes a `step` (`UnifiedConfig.step_sizes`), or codes (B, N), with <boi> and <eoi> where they are
+        `joined`. keep: False while they are being drawn, True for the clean result; where only the first ones are kept,
+        the next feed goes on with the segment. Returns hidden (B, N, width)."""
+        config, name, (B, N) = self.model.config, OBJECTIVES[objective].representation.name, values.shape[:2]
+        around = int(joined(config, objective))
+        n = N + 2 * around  # places that are fed
+        ids = torch.full((B, n), config.specials.pad, device=self.device)
+        if around:
+            ids[:, 0], ids[:, -1] = opening(config, grid), config.specials.eoi
+        rows = torch.arange(B, device=self.device)[:, None]
+        index = rows * n + torch.arange(around, around + N, device=self.device)
+        part = VisualPart(index.flatten(), values.flatten(0, 1), rows.expand(B, N).flatten())
+        if config.patchifier(name) == "unet":
+            part.tables = grid_tables([grid] * B).to(self.device)
+        if config.one_place:
+            part.cells = torch.from_numpy(cells(grid)[first : first + N]).to(self.device).repeat(B, 1)
+        times = torch.as_tensor(time, dtype=torch.float32, device=self.device).expand(B)[:, None]
+        steps = {name: torch.full((B, 1), step, device=self.device)}
+        x, sources, places = self.model.embed_inputs(ids, {name: part}, {name: part.values}, {name: times}, steps=steps)
+        self.given = sources[name]
+        positions = self._places(
+            [("text", 1), ("visual", grid), ("text", 1)] if around else [("visual", grid)],
+            keep and first + N == math.prod(grid),
+        )[:, first : first + n]
+        causal = OBJECTIVES[objective].causal and N > 1
+        sees = torch.arange(1, N + 1, device=self.device).expand(B, N) if causal else None
+        hidden = self._run(x, positions, [n if keep else 0] * B, sees, places)
+        self.closing = hidden[:, -1] if around else None
+        return hidden[:, around : around + N]
 
     def select(self, rows: Sequence[int]) -> GenerationState:
         """A copy of some rows."""
@@ -179,15 +199,26 @@ def _alike(lengths: Sequence[int]) -> list[list[int]]:
     return [sorted(rows) for rows in parts]
 
 
-def _end(document: Document, scheme: str, axes: int) -> int:
-    """Index of the last token of a document."""
-    last = -1
-    for segment in document:
-        pieces = (
-            [("text", len(segment.text_ids))]
-            if segment.kind == "text"
-            else [("text", 1), ("visual", segment.visual_grid), ("text", 1)]
-        )
-        for piece in pieces:
-            _, last = place(scheme, piece, last, axes)
-    return last
+def _pieces(segment: Segment) -> list[tuple]:
+    if segment.kind == "text":
+        return [("text", len(segment.text_ids))]
+    return [("text", 1), ("visual", segment.visual_grid), ("text", 1)]
+
+
+def _placed(pieces: Iterable[tuple], last: int, config: UnifiedConfig) -> tuple[np.ndarray, int]:
+    """Coordinates (n, axes) of pieces behind a token at `last`, and the index of their last token."""
+    found = [np.zeros((0, config.axes), np.float32)]
+    for piece in pieces:
+        coordinates, last = place(config.rope_scheme, piece, last, config.axes)
+        found.append(coordinates)
+    return np.concatenate(found), last
+
+
+def joined(config: UnifiedConfig, objective: str) -> bool:
+    """Whether <boi> and <eoi> are read together with their picture, which they see."""
+    return config.one_place and not OBJECTIVES[objective].causal
+
+
+def opening(config: UnifiedConfig, grid: Grid) -> int:
+    """The token before a picture of that grid."""
+    return config.specials.bov if grid[0] > 1 else config.specials.boi

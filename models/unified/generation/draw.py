@@ -21,8 +21,9 @@ from omniloom.models.extensions import resolve
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.density.config import DensityConfig
 from omniloom.models.unified.diffusion.diffusion import NetworkDenoiser, denoised, sampling_times
+from omniloom.models.unified.diffusion.formulations import formulation
 from omniloom.models.unified.diffusion.samplers import MidpointPredictor, Time, sample
-from omniloom.models.unified.generation.cache import GenerationState
+from omniloom.models.unified.generation.cache import GenerationState, joined, opening
 from omniloom.models.unified.generation.choice import sample_tokens
 from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.models.unified.objectives.corruption import mask_ratio
@@ -89,6 +90,8 @@ def draw_and_go_on(
     values = resolve(how.row.draw)(canvas)
     if not how.row.causal:  # a causal segment was kept as it was drawn
         canvas.feed(values, keep=True)
+    if state.closing is not None:
+        return values, state.closing
     return values, state.feed_text([state.model.config.specials.eoi] * len(state.lengths))
 
 
@@ -104,15 +107,16 @@ def open_diffusion(
 def _open(state: GenerationState, draws: Sequence[Draw], grid: Grid, how: VisualSampling) -> Canvas:
     model = state.model
     check_drawing(model.config, how)
-    special, rows = model.config.specials, len(state.lengths)
-    hidden = state.feed_text([special.bov if grid[0] > 1 else special.boi] * rows)
+    rows = len(state.lengths)
+    hidden = state.feed_text([opening(model.config, grid)] * rows, [not joined(model.config, how.row.name)] * rows)
     generators = [torch.Generator().manual_seed(seed + number * _PICTURE_SEED_STEP) for seed, number in draws]
     return Canvas(state, hidden, generators, grid, how)
 
 
 @dataclass
 class Canvas:
-    """State that the drawing functions share; `opening` is the hidden state (rows, width) at <boi>."""
+    """State that the drawing functions share; `opening` is the hidden state (rows, width) at <boi>, before the picture
+    is there."""
 
     state: GenerationState
     opening: Tensor
@@ -129,10 +133,10 @@ class Canvas:
         """(R, *shape), each request's from its generator."""
         return torch.stack([function(*shape, generator=g) for g in self.generators]).to(self.state.device)
 
-    def feed(self, values: Tensor, time: Time = 0.0, *, keep: bool, first: int = 0) -> Tensor:
+    def feed(self, values: Tensor, time: Time = 0.0, *, keep: bool, first: int = 0, step: float = 0.0) -> Tensor:
         """`GenerationState.feed_visual` in all rows."""
         values = values.repeat(len(self.state.lengths) // len(values), *[1] * (values.ndim - 1))
-        return self.state.feed_visual(self.how.row.name, values, self.grid, time, keep=keep, first=first)
+        return self.state.feed_visual(self.how.row.name, values, self.grid, time, keep=keep, first=first, step=step)
 
     def predict(self, hidden: Tensor) -> Tensor:
         """The guided output of the head for the requests, float32."""
@@ -156,10 +160,16 @@ class Canvas:
         return self.drawn(torch.randn, self.count, self.size)
 
     def denoiser(self) -> NetworkDenoiser:
-        def network(x: Tensor, time: Time) -> Tensor:
-            return self.predict(self.feed(x, time, keep=False))
+        diffusion = self.how.trained_diffusion()
+        told: list[float] = []  # the sampler's times as the network is told them
+        if self.state.model.config.tells_steps:
+            told = [float(formulation(diffusion).c_noise(t)) for t in sampling_times(diffusion, self.how.num_steps)]
 
-        return NetworkDenoiser(self.how.trained_diffusion(), network)
+        def network(x: Tensor, time: Time) -> Tensor:
+            step = float(time) - max((after for after in told if after < time), default=float(time))
+            return self.predict(self.feed(x, time, keep=False, step=step))
+
+        return NetworkDenoiser(diffusion, network)
 
     def choose(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         """Codes of logits (..., K) by uniforms (...)."""

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omniloom.models.unified.attention import Attend
+from omniloom.models.unified.attention import Attend, SquaredReluAttend
 from omniloom.models.unified.config import RECURRENT_TAPS
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.recurrence import Chain
@@ -55,6 +55,7 @@ class Feed:
     sees  how many of the places that are fed each one sees beside its row's own: int64 (B, N), or all of them; "causal"
           where that is 1..N and nothing is held yet
     kept  how many of them each row keeps; none by default
+    squared  the length of squared ReLUs, which take a mask; None of a softmax
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Feed:
         device: torch.device,
         sees: Tensor | str | None = None,
         kept: Sequence[int] = (),
+        squared: int | None = None,
     ):
         B = len(lengths)
         self.kept = kept
@@ -74,7 +76,12 @@ class Feed:
         if len(self.runs) > max(1, most):
             self.places = torch.tensor(lengths, device=device)[:, None] + torch.arange(N, device=device)
         self.attend: Attend = self._by_run
-        if isinstance(sees, str):
+        if squared is not None:
+            begins = torch.tensor(lengths, device=device)[:, None]
+            causal = torch.arange(1, N + 1, device=device) if isinstance(sees, str) else sees
+            end = (begins + (N if causal is None else causal)).expand(B, N)
+            self.attend = SquaredReluAttend(dense_mask(torch.zeros_like(end), end, self.reach), squared)
+        elif isinstance(sees, str):
             self.attend = _causal
         elif self.places is not None or sees is not None:
             begins = torch.tensor(lengths, device=device)[:, None]

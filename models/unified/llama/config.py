@@ -15,6 +15,25 @@ from omniloom.models.hf.config_json import Document
 from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.families import Family, described
 
+# What a BAGEL is to its pictures' latents (arXiv 2505.14683; ByteDance-Seed/Bagel, `Bagel` and `TimestepEmbedder`).
+_OF_TOWER: dict[str, Any] = {
+    "rope_scheme": "one_place",
+    "modality_experts": "all",
+    "time_dim": 256,
+    "time_scale": 1.0,
+    "latent_patchifier": "linear",
+    "flow_head_layers": 0,
+    "modulation": None,
+    "step_sizes": None,
+}
+
+
+def tower_of(family: Family, config: UnifiedConfig) -> str | None:
+    """Of a family whose latents have a tower, its mark in names, where a model of `config` has that tower; else
+    None."""
+    has_it = config.latent_dim is not None and all(getattr(config, name) == own for name, own in _OF_TOWER.items())
+    return family.tower if has_it else None
+
 
 def architecture(values: Any, where: str) -> dict[str, Any]:
     """The fields of `UnifiedConfig` that the checkpoint decides. `where` names the file in errors."""
@@ -111,7 +130,8 @@ def config_from_llama(
     vocab_size  rows of the vocabulary at least
     overrides   other fields of `UnifiedConfig`; those that `architecture` gives may only be confirmed, and
                 `codebook_size` where the checkpoint has codes. Such a model counts positions in pictures as in texts
-                (rope_1d) unless `rope_scheme` says otherwise
+                (rope_1d) unless `rope_scheme` says otherwise; where latents have a tower, another `rope_scheme` than
+                its one_place starts them anew
     ValueError naming the file and the key, or the field of `UnifiedConfig`.
     """
     decided, found = architecture(values, where), described(values, where)
@@ -121,6 +141,9 @@ def config_from_llama(
                 f"codebook_size: {where} has {found.codes.size} codes, got {size}: they are of another visual tokenizer"
             )
         overrides.setdefault("rope_scheme", "rope_1d")
+    if found.family.tower and latent_dim and overrides.get("rope_scheme", "one_place") == "one_place":
+        found.whole.only("interpolate_pos", False)
+        decided |= _OF_TOWER
     for name, value in overrides.items():
         if name in decided and value != decided[name]:
             raise ValueError(f"{name}: {where} says {decided[name]!r}, got {value!r}; leave it out")

@@ -6,13 +6,12 @@ Llama, Mistral, Qwen2, 3   the file itself; model.*, lm_head                    
 Chameleon                  the file itself; model.*, lm_head                       tokens IMGIMG*Z
 Emu3                       text_config; text_model.model.*, text_model.lm_head     tokens <|visual token *|>
 Janus                      text_config; model.language_model.*, lm_head            an embedding with an MLP, a head
-BAGEL                      the file llm_config.json; language_model.*              none
+BAGEL                      the file llm_config.json; language_model.*              latents, in a tower of their own
 
 Chameleon (arXiv 2405.09818), Emu3 (arXiv 2409.18869) and Janus-Pro (arXiv 2501.17811) as `transformers` has them,
-BAGEL (arXiv 2505.14683) as its authors' repository lays it out, ByteDance-Seed/Bagel: of its two towers that of texts,
-a Qwen2 with QK-norm. Codes
-that are tokens keep their rows of the vocabulary, and `code_in` and `code_out` begin as copies of them: texts are read
-with the one, pictures with the other.
+BAGEL (arXiv 2505.14683) as its authors' repository lays it out, ByteDance-Seed/Bagel: two towers, each a Qwen2 with
+QK-norm, of texts and of latents. Codes that are tokens keep their rows of the vocabulary, and `code_in` and `code_out`
+begin as copies of them: texts are read with the one, pictures with the other.
 """
 
 from __future__ import annotations
@@ -67,12 +66,13 @@ class Family:
     names: tuple[Names, ...] = (Names(),)  # the first that a file has; the last is what `transformers` calls modules
     codes: Callable[[Document], Codes] | None = None
     others: tuple[str, ...] = ()  # how the names of parts begin that are no language model's
-    other_tower: str | None = None  # what the names of a tower have in them that is not read
+    tower: str | None = None  # what the names of the tower of latents have in them that those of texts have not
     text_file: str | None = None  # the file of the language model's config, where it has one of its own
 
     def is_other(self, key: str) -> bool:
-        """Whether a tensor is of a part that is not read, and written back as it is."""
-        return key.startswith(self.others) or self.other_tower is not None and self.other_tower in key
+        """Whether a tensor is of a part that is no language model's, and where it is not read written back as it
+        is."""
+        return key.startswith(self.others) or self.tower is not None and f"{self.tower}." in key
 
 
 def _sub(document: Document, key: str) -> Document:
@@ -163,7 +163,7 @@ FAMILIES = {
         text_file="llm_config.json",
         names=(Names("language_model.model.", "language_model.lm_head.weight"),),
         others=("vit_", "connector.", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed."),
-        other_tower="_moe_gen.",
+        tower="_moe_gen",
     ),
 }
 
@@ -172,7 +172,9 @@ def read_values(read: Callable[[str], Any]) -> Any:
     """What a folder says that it is. `read` gives the parsed JSON of a file there, None where there is none. That of a
     BAGEL, whose config.json differs from copy to copy, is told by its llm_config.json."""
     if (language := read("llm_config.json")) is not None:
-        return {"architectures": [BAGEL], "llm_config": language}
+        whole = read("config.json")
+        told = {"interpolate_pos": whole.get("interpolate_pos", False)} if isinstance(whole, dict) else {}
+        return {"architectures": [BAGEL], "llm_config": language, **told}
     return read("config.json")
 
 

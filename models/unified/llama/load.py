@@ -1,6 +1,7 @@
 """Start from a Llama-shaped checkpoint. In: a folder as `transformers` saves it, with config.json and
 model.safetensors (or shards and model.safetensors.index.json). Out: a `UnifiedModel` whose text part is the
-checkpoint's, with its picture codes where it has some and they are asked for, and whose other visual parts are fresh.
+checkpoint's, with its picture codes or its tower of latents where it has some and they are asked for, and whose other
+visual parts are fresh.
 
 `models.unified.llama.families` says which architectures are read. Weights are read through a memory map, one tensor at
 a time, straight into place, so that loading takes the model's own memory and no more.
@@ -8,6 +9,7 @@ a time, straight into place, so that loading takes the model's own memory and no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -19,16 +21,18 @@ from torch import Tensor
 from omniloom.models.hf.config_json import read_json
 from omniloom.models.hf.weights import Checkpoint, open_checkpoint
 from omniloom.models.unified.config import SpecialIds, UnifiedConfig
-from omniloom.models.unified.llama.config import config_from_llama
+from omniloom.models.unified.llama.config import config_from_llama, tower_of
 from omniloom.models.unified.llama.families import Family, Names, described, read_values
-from omniloom.models.unified.llama.tensors import Source, tensors
+from omniloom.models.unified.llama.tensors import LATENTS_IN, LATENTS_PLACES, Source, tensors
 from omniloom.models.unified.model import UnifiedModel
+from omniloom.models.unified.positions import cells, sinusoids
 
 _TEXT = ("embed.", "blocks.", "norm.", "head.")
 _TOWER = ".visual."
 _NAMED = (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers)
 _VOCABULARY = ("embed.weight", "head.weight")
 _NEW_ROW_SPREAD = 0.1
+_ROUNDED = 0.01  # sinusoids in half precision
 
 
 def is_text_parameter(name: str) -> bool:
@@ -53,8 +57,9 @@ def load_llama(
     `text_logits(ids)` equals `transformers`' logits; the vocabulary is the file's unless `specials` or `vocab_size`
     ask for more rows. New rows start near the mean of the others. A file whose head is another matrix than its
     embedding has a head of its own, whatever `tie_word_embeddings` says: `config.tied` of the model is then False.
-    With `codebook_size` codes are read where the file has some; the mask's row starts as a new one. Other visual parts
-    are drawn from torch's global generator, for `latent_dim` channels.
+    With `codebook_size` codes are read where the file has some; the mask's row starts as a new one. With `latent_dim` a
+    tower of latents is read where the family has one, unless `rope_scheme` says otherwise. Other visual parts are drawn
+    from torch's global generator, for `latent_dim` channels.
 
     new_tokens                       ids that the checkpoint's tokenizer did not have: files pad the vocabulary with
                                      rows that nothing trained, which then start as new rows do
@@ -80,7 +85,10 @@ def load_llama(
         if config.tied and _has_own_head(checkpoint, names, (own_vocabulary, config.width)):
             config = replace(config, tied=False)
         model = allocate(config, dtype)
-        wanted = tensors(config, names, own_vocabulary, found.codes)
+        if tower := tower_of(found.family, config):
+            check_latents(checkpoint, config)
+            _check_sinusoids(checkpoint, config.width)
+        wanted = tensors(config, names, own_vocabulary, found.codes, tower)
         for name in (name for find in _NAMED for name, _ in find(model)):
             if is_text_parameter(name) and name not in wanted:
                 raise ValueError(f"{folder}: no Llama-shaped checkpoint has {name}, which the config asks for")
@@ -91,8 +99,27 @@ def load_llama(
         )
         for name, sources in wanted.items():
             _read(model.get_parameter(name), sources, checkpoint, new_tokens if name in _VOCABULARY else ())
-    copy_towers(model)
+    copy_towers(model, wanted)
     return model
+
+
+def check_latents(checkpoint: Checkpoint, config: UnifiedConfig) -> None:
+    """ValueError where latents of a checkpoint's tower have another number of channels than the model's."""
+    found = checkpoint.shape(f"{LATENTS_IN}.weight")[-1]
+    if found != config.latent_dim:
+        raise ValueError(
+            f"{checkpoint.where}: {LATENTS_IN}.weight: has latents of {found} channels, the model's have "
+            f"{config.latent_dim}: they are of another visual tokenizer; another rope_scheme than one_place starts anew"
+        )
+
+
+def _check_sinusoids(checkpoint: Checkpoint, width: int) -> None:
+    """ValueError where what a checkpoint adds for rows and columns are not the sinusoids of `positions`."""
+    rows, _ = checkpoint.shape(LATENTS_PLACES)
+    side = math.isqrt(rows)
+    table = checkpoint.read(LATENTS_PLACES, (side * side, width)).float()
+    if not torch.allclose(table, sinusoids(torch.from_numpy(cells((1, side, side))), width), atol=_ROUNDED, rtol=0):
+        raise ValueError(f"{checkpoint.where}: {LATENTS_PLACES}: expected sinusoids of rows and columns, as it began")
 
 
 @torch.no_grad()

@@ -22,12 +22,16 @@ class Source:
 
 
 Table = dict[str, list[Source]]
+LATENTS_IN, LATENTS_PLACES = "vae2llm", "latent_pos_embed.pos_embed"
 _CODES_IN, _CODES_OUT = "model.generation_embeddings", "model.generation_head"
 
 
-def tensors(config: UnifiedConfig, names: Names, vocab_size: int, codes: Codes | None) -> Table:
+def tensors(
+    config: UnifiedConfig, names: Names, vocab_size: int, codes: Codes | None, tower: str | None = None
+) -> Table:
     """By parameter the tensors whose rows, one after the other, it holds from its top: all of its rows, but in the
-    vocabulary, of which the file has `vocab_size`, and in codes, whose last is the mask. No tensors: it starts at 0."""
+    vocabulary, of which the file has `vocab_size`, and in codes, whose last is the mask. No tensors: it starts at 0.
+    tower: the mark of that of latents, where it is read."""
     c = config
     head = names.embedding if c.tied else names.head
     table = {
@@ -40,40 +44,61 @@ def tensors(config: UnifiedConfig, names: Names, vocab_size: int, codes: Codes |
         table |= _block(c, f"blocks.{i}", f"{names.body}layers.{i}")
         if c.long_skips and i >= c.layers - c.layers // 2:
             table[f"blocks.{i}.skip.weight"] = []
+    if tower is not None:
+        table |= _latents(c, names, tower)
     if codes is not None and c.codebook_size is not None:
         table["code_norm.weight"] = table["norm.weight"]
         table |= _own_codes(c, codes) if codes.dim else _token_codes(c, names, head, vocab_size, codes)
     return table
 
 
-def _block(c: UnifiedConfig, ours: str, theirs: str) -> Table:
+def _latents(c: UnifiedConfig, names: Names, tower: str) -> Table:
+    """The tower of latents, a second set of each block's weights, and what stands around it."""
+    table = {"visual_norm.weight": [Source(f"{names.body}norm{tower}.weight", (c.width,))]}
+    for i in range(c.layers):
+        table |= _block(c, f"blocks.{i}.visual", f"{names.body}layers.{i}", tower)
+    latents = c.latent_dim or 0
+    linears = {
+        "visual_in": (LATENTS_IN, c.width, latents),
+        "visual_out": ("llm2vae", latents, c.width),
+        "time.mlp.0": ("time_embedder.mlp.0", c.width, c.time_dim),
+        "time.mlp.2": ("time_embedder.mlp.2", c.width, c.width),
+    }
+    for ours, (theirs, rows, inputs) in linears.items():
+        table[f"{ours}.weight"] = [Source(f"{theirs}.weight", (rows, inputs))]
+        table[f"{ours}.bias"] = [Source(f"{theirs}.bias", (rows,))]
+    return table
+
+
+def _block(c: UnifiedConfig, ours: str, theirs: str, mark: str = "") -> Table:
+    """`mark` stands behind the names of what a tower has for itself."""
     inner, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
 
     def projections(*axes: int, kind: str = "weight") -> list[Source]:
         sizes = (("q", inner), ("k", kv), ("v", kv))
-        return [Source(f"{theirs}.self_attn.{part}_proj.{kind}", (rows, *axes)) for part, rows in sizes]
+        return [Source(f"{theirs}.self_attn.{part}_proj{mark}.{kind}", (rows, *axes)) for part, rows in sizes]
 
     table = {
-        f"{ours}.attention_norm.weight": [Source(f"{theirs}.input_layernorm.weight", (c.width,))],
+        f"{ours}.attention_norm.weight": [Source(f"{theirs}.input_layernorm{mark}.weight", (c.width,))],
         f"{ours}.attention.qkv.weight": projections(c.width),
-        f"{ours}.attention.out.weight": [Source(f"{theirs}.self_attn.o_proj.weight", (c.width, inner))],
-        f"{ours}.mlp_norm.weight": [Source(f"{theirs}.post_attention_layernorm.weight", (c.width,))],
+        f"{ours}.attention.out.weight": [Source(f"{theirs}.self_attn.o_proj{mark}.weight", (c.width, inner))],
+        f"{ours}.mlp_norm.weight": [Source(f"{theirs}.post_attention_layernorm{mark}.weight", (c.width,))],
         f"{ours}.mlp.gate_up.weight": [
-            Source(f"{theirs}.mlp.{part}_proj.weight", (c.hidden, c.width)) for part in ("gate", "up")
+            Source(f"{theirs}.mlp{mark}.{part}_proj.weight", (c.hidden, c.width)) for part in ("gate", "up")
         ],
-        f"{ours}.mlp.down.weight": [Source(f"{theirs}.mlp.down_proj.weight", (c.width, c.hidden))],
+        f"{ours}.mlp.down.weight": [Source(f"{theirs}.mlp{mark}.down_proj.weight", (c.width, c.hidden))],
     }
     if c.qkv_bias:
         table[f"{ours}.attention.qkv.bias"] = projections(kind="bias")
     if c.out_bias:
-        table[f"{ours}.attention.out.bias"] = [Source(f"{theirs}.self_attn.o_proj.bias", (c.width,))]
+        table[f"{ours}.attention.out.bias"] = [Source(f"{theirs}.self_attn.o_proj{mark}.bias", (c.width,))]
     if c.qk_norm:
         by_head = c.qk_norm_kind == "layer"
         for part, heads in (("q", c.heads), ("k", c.kv_heads)):
             shape = (heads, c.head_dim) if by_head else (c.head_dim,)
             for kind in ("weight", "bias") if by_head else ("weight",):
                 table[f"{ours}.attention.{part}_norm.{kind}"] = [
-                    Source(f"{theirs}.self_attn.{part}_norm.{kind}", shape)
+                    Source(f"{theirs}.self_attn.{part}_norm{mark}.{kind}", shape)
                 ]
     return table
 

@@ -26,9 +26,9 @@ from torch import Tensor
 from omniloom.models.hf.config_json import read_json
 from omniloom.models.hf.weights import INDEX, open_checkpoint
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.llama.config import architecture
+from omniloom.models.unified.llama.config import architecture, tower_of
 from omniloom.models.unified.llama.families import Described, described
-from omniloom.models.unified.llama.load import folder_values, names_in
+from omniloom.models.unified.llama.load import check_latents, folder_values, names_in
 from omniloom.models.unified.llama.tensors import Table, tensors
 from omniloom.models.unified.model import UnifiedModel
 
@@ -41,8 +41,9 @@ _OF_CODES = ("modality_experts",)  # what changes pictures alone
 
 def left_out(config: UnifiedConfig, values: Any, where: str) -> tuple[str, ...]:
     """The representations of pictures that the start's family has no place for."""
-    codes = described(values, where).codes
-    return tuple(name for name in config.representations if not (name == "codes" and codes))
+    found = described(values, where)
+    kept = {"codes": found.codes, "latents": tower_of(found.family, config)}
+    return tuple(name for name in config.representations if not kept.get(name))
 
 
 @torch.no_grad()
@@ -60,7 +61,9 @@ def write_back(model: UnifiedModel, start: str | Path, folder: str | Path) -> No
     folder.mkdir(parents=True, exist_ok=True)
     with open_checkpoint(start) as checkpoint:
         names = names_in(checkpoint, found.family)
-        made = _written(model, tensors(config, names, config.vocab_size, codes))
+        if tower := tower_of(found.family, config):
+            check_latents(checkpoint, config)
+        made = _written(model, tensors(config, names, config.vocab_size, codes, tower))
         extra = {key: value for key, value in made.items() if key not in checkpoint}
         if config.tied:
             made.pop(names.head, None)

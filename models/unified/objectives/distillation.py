@@ -11,10 +11,17 @@ The student learns the field that its teacher is guided by, F(0) + s (F(I, T) - 
                  `parts` small steps: the teacher makes one, and what the student says from there of the part's end is
                  its target before (consistency distillation, arXiv 2303.01469, algorithm 2; without a moving average,
                  arXiv 2310.14189, section 3.2; in several parts by DDIM's step, arXiv 2403.06807, section 3)
+    shortcut     the picture is the corpus's, and the network is told the size of its step beside the time. The way is
+                 cut into 1, 2, 4, ... steps; the target of a step is where two of half its size arrive, which the
+                 student makes, those of the least size the guided teacher (shortcut models, arXiv 2410.12557, eq. 4 and
+                 5; guidance in the least steps alone, section 4). At size 0 the target is the plain diffusion's. Each
+                 size, 0 among them, is as likely; the paper, which trains from scratch and a moving average's halves,
+                 has 0 in three of four
 
-Either gives a pair of data and noise (D, e) with x_t = a D + b e, and what the network has to predict of it, by which
-weight, is the formulation's (`models.unified.diffusion.diffusion.residual`). Under consistency D is what DDIM's step
-takes to the end of the part: x_end = a_end D + b_end e. Sampled by `ddim`, of as many steps as it was trained for.
+Each gives a pair of data and noise (D, e) with x_t = a D + b e, and what the network has to predict of it, by which
+weight, is the formulation's (`models.unified.diffusion.diffusion.residual`). Under consistency and shortcut D is what
+DDIM's step takes to the end of the part: x_end = a_end D + b_end e. Of flow matching and two equal halves that is the
+paper's v(x, t, 2d) = (v(x, t, d) + v(x', t - d, d)) / 2. Sampled by `ddim`, of as many steps as it was trained for.
 
 Shapes: N positions of the objective's targets, C channels; B rows, S visual segments of a row at most.
 """
@@ -36,7 +43,7 @@ from omniloom.models.unified.layouts import without
 from omniloom.models.unified.model import UnifiedModel
 from omniloom.models.unified.objectives.corruption import Seed
 from omniloom.models.unified.objectives.distillation_config import Distillation
-from omniloom.models.unified.objectives.losses import DiffusionLoss, Shown
+from omniloom.models.unified.objectives.losses import DiffusionLoss, Shown, drawn
 from omniloom.models.unified.objectives.objective import UnifiedObjective, predict
 from omniloom.models.unified.representations import OBJECTIVES
 
@@ -44,16 +51,58 @@ _CONDITION = ("text", "image")
 
 
 class DistilledLoss(DiffusionLoss):
-    """A diffusion's loss at some of its times alone, each of which is as likely."""
+    """A diffusion's loss on some ways alone: of a step's size, each of which is as likely, any of its ways.
 
-    def __init__(self, *arguments: Any, times: Sequence[float]):
+    ways     by size, float32 (W, 4): the time, where a part of the step goes, where the step does, and 1 where the
+             teacher makes that part, else 0
+    anytime  whether size 0 is one more, at any time (t, t, t)
+    """
+
+    def __init__(self, *arguments: Any, ways: Sequence[Tensor], anytime: bool):
         super().__init__(*arguments)
-        self.law, self.times = DiffusionConfig(time="uniform"), torch.tensor(times, dtype=torch.float32)
+        self.law, self.ways, self.anytime = DiffusionConfig(time="uniform"), ways, anytime
 
     def draw_ahead(self, batch: Batch, seed: Seed) -> tuple[Tensor, Tensor]:
+        """Noise (K, C) and ways (B, S, 4) before any cap."""
         noise_KC, uniform_BS = super().draw_ahead(batch, seed)
-        numbers = (uniform_BS * len(self.times)).long().clamp(max=len(self.times) - 1)
-        return noise_KC, self.times.to(numbers.device)[numbers]
+        sizes = len(self.ways) + self.anytime
+        size_BS = (uniform_BS * sizes).long().clamp(max=sizes - 1)
+        rest_BS = uniform_BS * sizes - size_BS
+        found = [of_size.to(rest_BS.device)[_number(rest_BS, len(of_size))] for of_size in self.ways]
+        if self.anytime:
+            row = formulation(self.config)
+            found.append(row.shift(row.spread(rest_BS))[..., None].expand(-1, -1, 4))
+        return noise_KC, torch.stack(found).take_along_dim(size_BS[None, ..., None], 0)[0]
+
+    def show(self, batch: Batch, seed: Seed) -> Shown:
+        """As a diffusion's, with the targets' ways (N, 4) in `extras`."""
+        task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
+        noise_KC, ways_BS4 = drawn(self, self.name, batch, seed)
+        shown = self._shown(batch, noise_KC, ways_BS4[..., 0])
+        times, made = ways_BS4.flatten(0, 1).split((3, 1), dim=-1)
+        capped = torch.cat((times * task.caps[:, None], made), dim=-1)
+        shown.extras["way"] = capped[part.segment[task.rows[task.targets]]]
+        return shown
+
+
+def _number(uniform: Tensor, count: int) -> Tensor:
+    return (uniform * count).long().clamp(max=count - 1)
+
+
+def ways(path: DiffusionConfig, how: Distillation) -> list[Tensor]:
+    """Of `DistilledLoss`."""
+    if how.method == "shortcut":
+        halves = {count: sampling_times(path, 2 * count) for count in how.counts}
+        least = how.counts[-1]
+        return [
+            torch.tensor([(*way, float(count == least)) for way in zip(times[:-1:2], times[1::2], times[2::2])])
+            for count, times in halves.items()
+        ]
+    steps = sampling_times(path, how.num_steps)
+    parts = how.parts if how.method == "consistency" else 1
+    power = 1 if path.sampling_grid == "time" else 7
+    finer = [finer_times(now, end, parts, power) for now, end in zip(steps, steps[1:])]
+    return [torch.tensor([(now, after, way[-1], 1.0) for way in finer for now, after in zip(way, way[1:])])]
 
 
 class DistilledObjective(UnifiedObjective):
@@ -82,15 +131,15 @@ class DistilledObjective(UnifiedObjective):
             raise ValueError(f"DistilledObjective: {self.distilled}, the first objective, is no diffusion")
         self._teacher = (teacher.eval().requires_grad_(False),)  # in a tuple no module registers it
         self.path = own.config
-        steps = sampling_times(self.path, distillation.num_steps)
-        parts = distillation.parts if distillation.method == "consistency" else 1
-        power = 1 if self.path.sampling_grid == "time" else 7
-        ways = [finer_times(now, end, parts, power) for now, end in zip(steps, steps[1:])]
-        nodes = [(now, after, way[-1]) for way in ways for now, after in zip(way, way[1:])]
-        # Of each time that is trained: itself, the next one, and the end of the student's step.
-        self.nodes = torch.tensor(nodes, dtype=torch.float32)
-        times = self.nodes[:, 0].tolist()
-        self.losses[self.distilled] = DistilledLoss(self.row, model.config, own.config, times=times)
+        if distillation.tells_steps and not model.config.tells_steps:
+            raise ValueError(f"DistilledObjective.model: {distillation.method} needs one of step_sizes: true")
+        self.losses[self.distilled] = DistilledLoss(
+            self.row,
+            model.config,
+            own.config,
+            ways=ways(self.path, distillation),
+            anytime=distillation.method == "shortcut",
+        )
 
     def beside(self, rows: Sequence[Sequence[Document]], device: str | None) -> Batch | None:
         if self.how.guidance_scale == 1:
@@ -115,16 +164,20 @@ class DistilledObjective(UnifiedObjective):
         own = shown[self.distilled]
         with torch.no_grad():
             field = _Field(self, batch, shown)
-            clean_NC, noise_NC = own.extras["clean"], own.extras["noise"]
-            nodes = self.nodes.to(clean_NC.device)
-            nearest_N = (own.extras["time"] - nodes[:, 0]).abs().argmin(1)
-            time_N1, after_N1, end_N1 = nodes[nearest_N].split(1, dim=1)
+            clean_NC, noise_NC, step_N1 = own.extras["clean"], own.extras["noise"], None
+            time_N1, after_N1, end_N1, made_N1 = own.extras["way"].split(1, dim=1)
             if self.how.method == "reflow":
                 clean_NC = field.drawn(noise_NC, self.how.teacher_steps)
             x_NC = corrupt(self.path, clean_NC, noise_NC, time_N1)
             if self.how.method == "consistency":
                 clean_NC, noise_NC = field.pair(x_NC, time_N1, after_N1, end_N1)
-            seen = field.shown_at(batch, own, x_NC, time_N1)
+            if self.how.method == "shortcut":
+                step_N1, is_step_N1 = field.told(time_N1, end_N1), time_N1 > end_N1
+                twice = field.two_halves(x_NC, time_N1, after_N1, end_N1, made_N1 > 0)
+                clean_NC, noise_NC = (
+                    torch.where(is_step_N1, of_step, plain) for of_step, plain in zip(twice, (clean_NC, noise_NC))
+                )
+            seen = field.shown_at(batch, own, x_NC, time_N1, step_N1)
         extras = {**own.extras, "clean": clean_NC, "noise": noise_NC, "time": time_N1}
         return {**shown, self.distilled: replace(seen, extras=extras)}
 
@@ -142,19 +195,26 @@ class _Field:
         self.shown = {name: replace(own, masked=None) for name, own in shown.items()}
         self.alone = batch.unconditioned and _without_labels(batch.unconditioned)
 
-    def shown_at(self, batch: Batch, own: Shown, x_NC: Tensor, time_N1: Tensor) -> Shown:
-        """`own` with the targets at x_t, (N, C), and times (N, 1)."""
+    def shown_at(self, batch: Batch, own: Shown, x_NC: Tensor, time_N1: Tensor, step_N1: Tensor | None = None) -> Shown:
+        """`own` with the targets at x_t, (N, C), times (N, 1), and step sizes as the network is told them."""
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
         values_KC = own.values.index_copy(0, task.targets, x_NC * self.row.input_scale(time_N1))
         numbers_N = part.segment[task.rows[task.targets]]  # of each position b*S + s
         told_N = torch.as_tensor(self.row.c_noise(time_N1))[:, 0]
         times = cast(Tensor, own.times)  # a diffusion has them
         times_BS = times.flatten().index_copy(0, numbers_N, told_N.to(times.dtype)).view_as(times)
-        return replace(own, values=values_KC, times=times_BS)
+        steps_BS = None
+        if step_N1 is not None:
+            steps_BS = torch.zeros_like(times).flatten().index_copy(0, numbers_N, step_N1[:, 0]).view_as(times)
+        return replace(own, values=values_KC, times=times_BS, steps=steps_BS)
 
-    def _said(self, model: UnifiedModel, x_NC: Tensor, time_N1: Tensor) -> Tensor:
+    def told(self, now_N1: Tensor, end_N1: Tensor) -> Tensor:
+        """The size of a step as the network is told it."""
+        return torch.as_tensor(self.row.c_noise(now_N1)) - torch.as_tensor(self.row.c_noise(end_N1))
+
+    def _said(self, model: UnifiedModel, x_NC: Tensor, time_N1: Tensor, step_N1: Tensor | None = None) -> Tensor:
         """The network's output (N, C) behind the whole condition, float32."""
-        own = self.shown_at(self.batch, self.shown[self.name], x_NC, time_N1)
+        own = self.shown_at(self.batch, self.shown[self.name], x_NC, time_N1, step_N1)
         return predict(model, self.batch, {**self.shown, self.name: own})[1][self.name].float()
 
     def _said_alone(self, x_NC: Tensor, time_N1: Tensor) -> Tensor:
@@ -194,6 +254,23 @@ class _Field:
         told_N1 = torch.where(inside_N1, after_N1, now_N1)
         said_NC = denoised(self.path, self._said(self.student, ahead_NC, told_N1), ahead_NC, told_N1)
         end_NC = torch.where(inside_N1, self._towards(ahead_NC, said_NC, told_N1, end_N1), ahead_NC)
+        return self._between(x_NC, end_NC, now_N1, end_N1)
+
+    def two_halves(
+        self, x_NC: Tensor, now_N1: Tensor, after_N1: Tensor, end_N1: Tensor, by_teacher_N1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `pair`, of a step's two halves, which the student makes, or the teacher where that is told. What it gives
+        where there is no step means nothing."""
+        x_t_NC = x_NC
+        for start_N1, stop_N1 in ((now_N1, after_N1), (after_N1, end_N1)):
+            said_NC = self._said(self.student, x_t_NC, start_N1, self.told(start_N1, stop_N1))
+            own_NC = denoised(self.path, said_NC, x_t_NC, start_N1)
+            data_NC = torch.where(by_teacher_N1, self.guided(x_t_NC, start_N1), own_NC)
+            x_t_NC = torch.where(start_N1 > stop_N1, self._towards(x_t_NC, data_NC, start_N1, stop_N1), x_t_NC)
+        return self._between(x_NC, x_t_NC, now_N1, end_N1)
+
+    def _between(self, x_NC: Tensor, end_NC: Tensor, now_N1: Tensor, end_N1: Tensor) -> tuple[Tensor, Tensor]:
+        """Data and noise of the way from x_t at `now` to `end_NC` at its end."""
         (a, b), (a_end, b_end) = self.row.scales(now_N1), self.row.scales(end_N1)
         data_NC = (end_NC - (b_end / b) * x_NC) / (a_end - a * b_end / b)
         return data_NC, (x_NC - a * data_NC) / b

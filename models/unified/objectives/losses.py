@@ -42,6 +42,7 @@ class Shown:
     values  (K, C), or codes int64 (K,)
     places  int64 (A,): the flat places (b*L + l) whose predictions `error` is given
     times   float (B, S) of the segments, of a diffusion
+    steps   float (B, S), how far from there a step goes (`UnifiedConfig.step_sizes`); None: nowhere
     masked  bool (K,): positions where a learned token enters instead
     asked   what the density head is asked, where the objective is by it: tensors with a row for each prediction
     extras  what else `error` needs; of a `separable` objective, tensors with a row for each prediction, or None
@@ -55,6 +56,7 @@ class Shown:
     asked: dict[str, Tensor] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     share: RowShare | None = None
+    steps: Tensor | None = None
     _everywhere: Tensor | None = None  # `places` of all ranks, in whole rows
 
     def shared_out(self, share: RowShare) -> Shown:
@@ -104,9 +106,11 @@ class DiffusionLoss:
         return noise_BLC.flatten(0, 1)[torch.from_numpy(task.places).to(noise_BLC.device)], times_BS
 
     def show(self, batch: Batch, seed: Seed) -> Shown:
+        return self._shown(batch, *drawn(self, self.name, batch, seed))
+
+    def _shown(self, batch: Batch, noise_KC: Tensor, uncapped_BS: Tensor) -> Shown:
         task, part = batch.tasks[self.name], batch.parts[OBJECTIVES[self.name].representation.name]
         row = formulation(self.config)
-        noise_KC, uncapped_BS = drawn(self, self.name, batch, seed)
         times_BS = uncapped_BS * task.caps.view_as(uncapped_BS)
         index_K, clean_KC = part.index[task.rows], part.values[task.rows]
         time_K1 = times_BS.flatten()[part.segment[task.rows]][:, None]

@@ -199,6 +199,7 @@ def predict(
     as in `UnifiedModel.forward`."""
     values = {name: part.values for name, part in batch.parts.items()}
     times: dict[str, Tensor] = {}
+    steps: dict[str, Tensor] = {}
     masked: dict[str, Tensor] = {}
     by_density = any(OBJECTIVES[name].by_density for name in shown)
     places: dict[str, list[Tensor]] = {name: [] for name in (*batch.parts, *(DENSITY,) * by_density)}
@@ -213,12 +214,14 @@ def predict(
             times[kind] = torch.where(is_own, own.times, times[kind])
         elif own.times is not None:
             times[kind] = own.times
+        if own.steps is not None:
+            steps[kind] = own.steps
         if own.masked is not None:
             none_M = torch.zeros_like(batch.parts[kind].index, dtype=torch.bool)
             masked[kind] = none_M.index_copy(0, rows_K, own.masked)
     none = batch.label_index[:0]  # of an output that no objective asks
     joined = {head: torch.cat(several or [none]) for head, several in places.items()}
-    logits_TV, outputs = model(batch, values, times, joined, masked, layer_states, share, asked)
+    logits_TV, outputs = model(batch, values, times, joined, masked, layer_states, share, asked, steps)
     pieces = {head: iter(outputs[head].split([len(p) for p in several])) for head, several in places.items()}
     predictions = {name: next(pieces[OBJECTIVES[name].head]) for name in shown}
     for head in (head for head, several in places.items() if not several):
