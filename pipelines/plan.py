@@ -214,7 +214,8 @@ def _make_plan(config: PipelineConfig, selection: Selection, beside: Plan | None
 
 def _look(stage: Stage, plan: Plan) -> PlannedStage:
     """The stage with what lies outside: its sources, and the files that its config names."""
-    config, files, sources, offered, outside = getattr(plan.config.stages, stage.name), None, None, {}, {}
+    config, files, sources, outside = getattr(plan.config.stages, stage.name), None, None, {}
+    offered: Mapping[int, tuple[int, int]] = {}
     if config is not None and not plan.graph.missing(stage):
         key = stage.name, repr(config)
         if key not in plan.listings:

@@ -83,7 +83,8 @@ def _parts_of_train(
 
     config, distillation = planned.config, None
     if isinstance(config, DistillConfig):
-        config, distillation = training_of(config, given["model"]), config.distillation
+        distillation = config.distillation
+        config = training_of(config, given["model"])
     if ranks % (size := config.engine.sequence_parallel):
         raise InputError(
             f"the training ran on {ranks} workers, which {size} does not divide; give the number that it ran with",

@@ -42,7 +42,7 @@ def reconstruction_loss(recon: Tensor, pixels: Tensor, config: TokenizerLossConf
     return F.huber_loss(recon, pixels, delta=config.huber_delta)
 
 
-def adaptive_weight(reconstruction: Tensor, other: Tensor, last: nn.Parameter, examples: int = 1) -> Tensor:
+def adaptive_weight(reconstruction: Tensor, other: Tensor, last: Tensor, examples: int = 1) -> Tensor:
     """|grad of the reconstruction| / (|grad of the other term| + 1e-4) at `last`, detached; both terms are means
     over this rank's `examples`, and the gradients those of the means over all ranks'. Every rank must call it."""
     gradients = [torch.autograd.grad(t, last, retain_graph=True)[0].float() for t in (reconstruction, other)]

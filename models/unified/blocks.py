@@ -320,7 +320,7 @@ class StepEmbedding(TimeEmbedding):
     """Sizes of a sampler's steps, as times are; of size 0 it is exactly 0, and at the start of every size."""
 
     @property
-    def starts_at_zero(self) -> tuple[nn.Linear, ...]:
+    def starts_at_zero(self) -> tuple[nn.Module, ...]:
         return (self.mlp[2],)
 
     def forward(self, steps: Tensor) -> Tensor:

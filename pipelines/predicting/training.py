@@ -89,7 +89,7 @@ def _cost_then(before: Artifact, now: Training, own: Any, upstream: Mapping[str,
     if not isinstance(then, TrainConfig):
         started = getattr(then, "pretrained", None) == getattr(own, "pretrained", None)
         known = training_of(then, upstream) if started else None
-        return known and known.cost
+        return known.cost if known else None
     assert isinstance(now, UnifiedTraining)
     if then.init_from or own.init_from:
         return UnifiedTraining(then, now.model).cost if then.init_from == own.init_from else None

@@ -84,7 +84,7 @@ class _Writer:
         self._stream.height, self._stream.width = (max(2, side // 2 * 2) for side in self._whole)
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = Fraction(1, _CLOCK)
-        self._stream.options = X264
+        self._stream.options = {**X264}
         self._tick = -1
 
     def add(self, frame: Any, moment: float) -> None:

@@ -36,20 +36,19 @@ def read_some(config: Config, index: int, folder: str, seconds: float) -> Read:
     """Until so many seconds are over; the shards come to lie in `folder`. The first group warms up, and counts only
     where it is all that there is."""
     own = config.model_copy(update={"sources": [config.sources[index]], "shard_bytes": _PIECE})
-    groups = [{"index": n, "items": items} for n, items in enumerate(_spread(_evenly(sources.pieces(own))))]
     found, began = Read(0.0, 0, 0, 0), time.perf_counter()
-    for group in groups:
+    for number, items in enumerate(_spread(_evenly(sources.pieces(own)))):
         start = time.perf_counter()
-        reports = list(ingest_group(group, own, folder, folder))
-        now, items = time.perf_counter(), group["items"]
-        before = found if group["index"] > 1 else Read(0.0, 0, 0, 0)
+        reports = list(ingest_group({"index": number, "items": items}, own, folder, folder))
+        now = time.perf_counter()
+        before = found if number > 1 else Read(0.0, 0, 0, 0)
         found = Read(
             before.seconds + now - start,
             before.items + len(items),
             before.bytes + sum(item["size"] or 0 for item in items),
             before.records + sum(report["records"] for report in reports),
         )
-        if now - began > seconds and group["index"]:
+        if now - began > seconds and number:
             break
     return found
 

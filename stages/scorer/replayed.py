@@ -9,7 +9,7 @@ through its own picture and caption.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,7 +48,7 @@ def measure(trainer: ScorerTrainer, loader: PairBatches, step: int, batch: list[
 
 def _of_fold(trainer: ScorerTrainer, fold: int, engine: Engine, pairs: Pairs) -> list[dict[str, float]]:
     """Of this rank's pairs."""
-    encoder, module = trainer.encoders[fold], engine.module
+    encoder, module = trainer.encoders[fold], cast(ScorerObjective, engine.module)
     pixels, texts = encoder.normalised(pairs.pixels.to(engine.device)), encoder.ids(pairs.captions)
     with torch.no_grad(), engine.autocast():
         others = [all_rows(rows, pairs.counts) for rows in _embedded(module, pixels, texts)]
@@ -58,8 +58,8 @@ def _of_fold(trainer: ScorerTrainer, fold: int, engine: Engine, pairs: Pairs) ->
         with engine.autocast():
             own = _embedded(module, pixels[place : place + 1], texts[place : place + 1])
         at = torch.tensor([first + place], device=engine.device)
-        among = [rows.index_copy(0, at, mine) for rows, mine in zip(others, own, strict=True)]
-        loss = module.losses(*among, same_BB)[first + place]
+        pictures, captions = (rows.index_copy(0, at, mine) for rows, mine in zip(others, own, strict=True))
+        loss = module.losses(pictures, captions, same_BB)[first + place]
         # Not `backward`, which would add to the gradient of the step and wake DeepSpeed's hooks.
         gradients = [g for g in torch.autograd.grad(loss, trained, allow_unused=True) if g is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient.double()) for gradient in gradients])

@@ -169,7 +169,8 @@ def job_of(
         check_fit(model, config.data)
     if config.alignment:
         check_alignment(model)
-    return Job(config, model, records, start_from, *where, scorer=folder)
+    output, state, progress, tracker = where
+    return Job(config, model, records, start_from, output, state, progress, tracker, scorer=folder)
 
 
 def run(context: StageContext) -> dict:

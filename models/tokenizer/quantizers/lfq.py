@@ -84,6 +84,7 @@ class LookupFreeQuantizer(DiscreteQuantizer):
 
     def _logits(self, latents: Tensor) -> Tensor:
         """log P(bit is 1) - log P(bit is 0), a bit a channel."""
+        assert isinstance(self.config, LFQConfig)
         return 4.0 * latents / self.config.entropy_temperature
 
     def _group(self) -> int:
