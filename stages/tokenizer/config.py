@@ -92,7 +92,7 @@ class NamedRAEConfig(RAEConfig):
         return reference
 
 
-class AlignmentConfig(BaseModel):
+class SemanticAlignmentConfig(BaseModel):
     """Alignment of latents with a frozen vision encoder's features (VA-VAE, arXiv 2501.01423)."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -136,7 +136,7 @@ class TokenizerStageConfig(BaseModel):
     """Weights of what the tokenizer is trained to: reconstruction, perceptual and adversarial terms."""
     perceptual: PerceptualConfig | None = None
     """The frozen networks of perceptual losses, where the loss gives a weight to one."""
-    alignment: AlignmentConfig | None = Field(None, json_schema_extra=LATER)
+    alignment: SemanticAlignmentConfig | None = Field(None, json_schema_extra=LATER)
     """What latents of an OmniTokenizer are aligned with, of pictures alone; null: nothing."""
     discriminator: DiscriminatorConfig | None = None
     """The discriminator of adversarial training; null: none."""

@@ -36,6 +36,7 @@ FILLED = {
     "QueryBlocks",
     "Segment",
     "Shown",
+    "SquaredReluAttend",
     "TemporalState",
     "VisualInput",
     "VisualPart",

@@ -149,7 +149,7 @@ def test_published_configs_leave_out_what_is_default():
     [
         ({"architectures": ["Siglip2VisionModel"]}, "architectures: expected one of SiglipVisionModel, .* got"),
         ({"architectures": None}, "architectures: expected one of"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act: expected gelu or gelu_pytorch_tanh, got 'quick_gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act: expected gelu or gelu_pytorch_tanh or quick_gelu, got 'relu'"),
         ({"image_size": [32, 48]}, "image_size: expected a square"),
         ({"patch_size": 40}, "image_size: expected at least"),
         ({"num_channels": 4}, "num_channels: expected 3"),

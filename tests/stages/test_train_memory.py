@@ -56,7 +56,7 @@ def test_a_rank_does_as_it_is_told_or_as_it_has_room(process_group, monkeypatch,
     assert dist.get_world_size() == 1
     for memory, small in ((1 << 50, False), (GIB, True)):
         monkeypatch.setattr("omniloom.stages.train.worker.device_memory", lambda gpu, memory=memory: memory)
-        assert _blocks_again(config, model) is (small if wanted == "auto" else wanted)
+        assert _blocks_again(config, model, None) is (small if wanted == "auto" else wanted)
 
 
 def test_ranks_of_a_machine_share_its_memory(monkeypatch):

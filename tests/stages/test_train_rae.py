@@ -256,7 +256,6 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path, pictures, encod
     "changes, message",
     [
         ({"data": {"kinds": ["image", "video"], "sizes": [24]}}, "data.kinds: an RAE is for images alone"),
-        ({"model": {"architecture": "rae", "width": 32}}, "encoder"),
         (
             {
                 "model": {

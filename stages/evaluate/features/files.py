@@ -52,8 +52,8 @@ def _dinov2(uri: str, field: str) -> None:
 
 def dinov2_config(uri: str, field: str) -> ViTConfig:
     config = encoder_config(uri, field)
-    if not config.prefix:
-        raise InputError("expected a DINOv2, got another vision encoder", field=field, file=uri)
+    if not config.prefix or config.pre_norm:  # SigLIP's has no class token, CLIP's norms before its blocks
+        raise InputError("architectures: expected a DINOv2, got another vision encoder", field=field, file=uri)
     return config
 
 
