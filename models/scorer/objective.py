@@ -51,9 +51,7 @@ class ScorerObjective(nn.Module):
         same_BB  of the batch of all ranks, as `models.scorer.losses` has it
         gather   gives the rows of all ranks of this rank's (b, D), with gradients
         """
-        pictures, captions = (
-            gather(F.normalize(x.float(), dim=-1)) for x in (self.clip.of_pictures(pixels), self.clip.of_texts(texts))
-        )
+        pictures, captions = (gather(rows) for rows in self.embedded(pixels, texts))
         if self.bias is None:
             scale = AtMost.apply(self.log_scale, math.log(MAX_SCALE)).exp()
             loss = clip_loss(pictures, captions, scale, same_BB)
@@ -61,6 +59,12 @@ class ScorerObjective(nn.Module):
             scale = self.log_scale.exp()
             loss = siglip_loss(pictures, captions, scale, self.bias, same_BB)
         return loss, {"loss": loss.detach(), "scale": scale.detach()[0]}
+
+    def embedded(self, pixels: Tensor, texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Of this rank's pairs, of length 1, float32 (b, D) each."""
+        both = self.clip.of_pictures(pixels), self.clip.of_texts(texts)
+        pictures, captions = (F.normalize(rows.float(), dim=-1) for rows in both)
+        return pictures, captions
 
     def losses(self, pictures_BD: Tensor, captions_BD: Tensor, same_BB: Tensor | None = None) -> Tensor:
         """(B,): what each pair of embeddings of length 1 has of the loss, which is their mean."""

@@ -12,8 +12,6 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.rows import all_rows
@@ -51,12 +49,12 @@ def _of_fold(trainer: ScorerTrainer, fold: int, engine: Engine, pairs: Pairs) ->
     encoder, module = trainer.encoders[fold], cast(ScorerObjective, engine.module)
     pixels, texts = encoder.normalised(pairs.pixels.to(engine.device)), encoder.ids(pairs.captions)
     with torch.no_grad(), engine.autocast():
-        others = [all_rows(rows, pairs.counts) for rows in _embedded(module, pixels, texts)]
+        others = [all_rows(rows, pairs.counts) for rows in module.embedded(pixels, texts)]
     same_BB, first = pairs.same.to(engine.device), sum(pairs.counts[: trainer.rank])
     trained, found = [p for p in module.parameters() if p.requires_grad], []
     for place in range(len(texts)):
         with engine.autocast():
-            own = _embedded(module, pixels[place : place + 1], texts[place : place + 1])
+            own = module.embedded(pixels[place : place + 1], texts[place : place + 1])
         at = torch.tensor([first + place], device=engine.device)
         pictures, captions = (rows.index_copy(0, at, mine) for rows, mine in zip(others, own, strict=True))
         loss = module.losses(pictures, captions, same_BB)[first + place]
@@ -65,10 +63,3 @@ def _of_fold(trainer: ScorerTrainer, fold: int, engine: Engine, pairs: Pairs) ->
         norms = torch.stack([torch.linalg.vector_norm(gradient.double()) for gradient in gradients])
         found.append({"loss": float(loss.detach()), "grad_norm": float(torch.linalg.vector_norm(norms))})
     return found
-
-
-def _embedded(module: ScorerObjective, pixels: Tensor, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
-    """Of length 1, float32 (b, D) each."""
-    clip = module.clip
-    pictures, captions = (F.normalize(x.float(), dim=-1) for x in (clip.of_pictures(pixels), clip.of_texts(texts)))
-    return pictures, captions
