@@ -253,5 +253,5 @@ class _Host:
         if seconds is None or not self._left_alone() < seconds <= LONGEST_WAIT:
             return
         file, until = self.folder / "until", time.time() + seconds
-        file.open("ab").close()  # `touch` would forget a longer wait
+        file.open("ab").close()  # `touch` would end the wait that is there, for a moment
         os.utime(file, (until, until))
