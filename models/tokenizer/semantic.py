@@ -15,13 +15,13 @@ from omniloom.models.tokenizer.vit import ViT
 
 
 def marginal_cosine(projected: Tensor, features: Tensor, margin: float) -> Tensor:
-    """Equation 4: the mean over positions of max(0, 1 - margin - cos(z', f)), of (B, N, D) each."""
+    """Marginal cosine similarity: the mean over positions of max(0, 1 - margin - cos(z', f)), of (B, N, D) each."""
     return F.relu(1.0 - margin - F.cosine_similarity(projected, features, dim=-1)).mean()
 
 
 def marginal_distance(z: Tensor, features: Tensor, margin: float) -> Tensor:
-    """Equation 5: the mean over pairs of a picture's positions of max(0, |cos(z_i, z_j) - cos(f_i, f_j)| - margin), of
-    z (B, N, c) and features (B, N, D)."""
+    """Marginal distance matrix similarity: the mean over pairs of a picture's positions of
+    max(0, |cos(z_i, z_j) - cos(f_i, f_j)| - margin), of z (B, N, c) and features (B, N, D)."""
     own, wanted = (F.normalize(x, dim=-1) for x in (z, features))
     return F.relu((own @ own.mT - wanted @ wanted.mT).abs() - margin).mean()
 

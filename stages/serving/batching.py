@@ -3,8 +3,9 @@ function that computes a batch on a thread. Out: for each job its events, as the
 
 While a batch is computed, jobs queue up; the next batch is the oldest of them with all that go together with it, up to
 `most`. Callers of a batch that ask again at once would come just too late for the next one, which the few that waited
-would have to themselves: behind a batch of several, the next one waits until as many are there as there were callers,
-for a quarter of the time that the batch took at most. A caller alone never waits.
+would have to themselves: where several asked for what goes together, the next batch of it waits until as many are there
+as there were, as long as they keep coming. From one to the next it waits a quarter of the time that the last batch
+took, and in all that time at most. A caller alone never waits.
 
 A job whose caller has gone is not computed; one that is being computed ends with its batch, or at the next step where
 nobody of its batch is left.
@@ -19,7 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 
 from omniloom.stages.serving.jobs import Event, Job, Made, Unavailable
 
-_PATIENCE = 0.25  # of the time that the last batch took
+_PATIENCE = 0.25  # of the time that the last batch took, for the next caller
 _LONGEST = 0.25  # seconds
 
 
@@ -51,7 +52,9 @@ class Batcher:
     def __init__(self, make: Callable[[Sequence[Ticket]], None], most: int):
         self.make, self.most = make, most
         self._queue: list[Ticket] = []
-        self._callers, self._until = 0, 0.0  # how many may be there, and the time until which they are waited for
+        self._together: tuple = ()  # of the last batch
+        self._callers = 0  # that may ask for more of it
+        self._patience, self._until, self._end = 0.0, 0.0, 0.0  # for the next of them; until when, and for all of them
         self._closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="batches", daemon=True)
@@ -64,6 +67,8 @@ class Batcher:
             if self._closed:
                 raise Unavailable("the model is being shut down")
             self._queue.append(ticket)
+            if self._left():
+                self._until = min(self._end, time.monotonic() + self._patience)
             self._changed.notify()
         try:
             while True:
@@ -91,9 +96,16 @@ class Batcher:
             except BaseException as error:
                 for ticket in batch:
                     ticket.tell(error)
-            now = time.monotonic()
-            self._callers = min(self.most, len(batch) + len(self._queue)) if len(batch) > 1 else 0
-            self._until = now + min(_LONGEST, _PATIENCE * (now - began))
+            with self._changed:
+                self._expect(batch, time.monotonic() - began)
+
+    def _expect(self, batch: Sequence[Ticket], seconds: float) -> None:
+        """Those who asked for a batch, which took so long, and for more of it, to ask again."""
+        self._together, now = batch[0].job.together, time.monotonic()
+        there = len(batch) + sum(ticket.job.together == self._together for ticket in self._waiting())
+        self._callers = min(self.most, there) if there > 1 else 0
+        self._patience = min(_LONGEST, _PATIENCE * seconds)
+        self._until, self._end = now + self._patience, now + min(_LONGEST, seconds)
 
     def _next(self) -> list[Ticket] | None:
         """The next batch; None when closed."""
@@ -111,11 +123,13 @@ class Batcher:
             return batch
 
     def _ready(self) -> bool:
-        waiting = len(self._waiting())
-        return waiting > 0 and (waiting >= self._callers or not self._left())
+        waiting = [ticket.job.together for ticket in self._waiting()]
+        if not waiting or waiting[0] != self._together:  # what does not go with the last batch waits for nobody
+            return bool(waiting)
+        return waiting.count(self._together) >= self._callers or not self._left()
 
     def _left(self) -> float:
-        """Seconds that the callers of the last batch are still waited for."""
+        """Seconds that the next of the last batch's callers is still waited for."""
         return max(0.0, self._until - time.monotonic())
 
     def _waiting(self) -> list[Ticket]:

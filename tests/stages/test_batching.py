@@ -133,6 +133,42 @@ def test_callers_who_ask_again_are_waited_for():
     assert sum(sizes) == 50 and sizes[1:].count(10) >= 4 and len(sizes) <= 7, sizes
 
 
+def test_callers_who_come_back_one_by_one_are_waited_for_as_long_as_they_keep_coming():
+    """The last is there 0.09 s behind the batch, which took 0.2 s: more than is waited for any one of them."""
+    recorder = Recorder(seconds=0.2, most=16)
+
+    async def caller(at: int):
+        for _ in range(4):
+            await one(recorder.batcher, str(at))
+            await asyncio.sleep(0.01 * at)
+
+    async def run():
+        await asyncio.gather(*(caller(at) for at in range(10)))
+
+    asyncio.run(run())
+    recorder.batcher.close()
+    sizes = [len(batch) for batch in recorder.batches]
+    assert sizes[-3:] == [10, 10, 10] and sum(sizes) == 40, sizes
+
+
+def test_what_does_not_go_with_the_last_batch_waits_for_nobody():
+    """Two callers whose jobs do not go together: neither's next job would join the other's."""
+    recorder = Recorder(seconds=0.2)
+
+    async def caller(steps: int):
+        for _ in range(3):
+            await one(recorder.batcher, f"{steps}", steps=steps)
+            await asyncio.sleep(0.04)
+
+    async def run():
+        began = time.monotonic()
+        await asyncio.gather(caller(1), caller(2))
+        return time.monotonic() - began
+
+    assert asyncio.run(run()) < 6 * 0.2 + 0.12
+    recorder.batcher.close()
+
+
 def test_a_caller_alone_is_not_kept_waiting():
     recorder = Recorder(seconds=0.2)
 
