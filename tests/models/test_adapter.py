@@ -311,3 +311,11 @@ def test_blocks_with_adapters_compile():
     model.text_logits(IDS).sum().backward()
     for name, p in of_adapters(model).items():
         assert torch.allclose(p.grad, expected[name], atol=1e-5 * float(p.grad.abs().max())), name
+
+
+def test_what_a_parallel_block_takes_twice_is_kept_once():
+    """Into attention and into feed-forward goes the same: where one of them is adapted, it is kept."""
+    phi = CONFIGS["phi"]
+    assert adapter(targets=("fc1",)).kept(phi) == (3, 0, 32 + 40)  # frozen alone see o_proj's and fc2's inputs
+    assert adapter(targets=("o_proj",)).kept(phi) == (3, 0, 24 + 40)
+    assert adapter(targets=("o_proj",)).kept(replace(phi, parallel=None)) == (3, 0, 24 + 24 + 40)
