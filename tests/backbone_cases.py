@@ -38,6 +38,17 @@ OPTIONS: dict[str, dict] = {
     "one_place": {"rope_scheme": "one_place", "time_scale": 1.0, "modality_experts": "all", "qkv_bias": True},
     "recurrent": {"attention_every": 2, "layers": 5},
     "recurrent_experts": {"attention_every": 2, "modality_experts": "all", "modulation": "adaln_zero", "kv_heads": 2},
+    "layer_norms": {"norm_kind": "layer", "qk_norm_kind": "shared_layer", "modality_experts": "all", "head_bias": True},
+    "gelu": {"feed_forward": "gelu", "modality_experts": "feed_forward", "modulation": "adaln_zero"},
+    "half_turned": {"rotary_fraction": 0.5, "qk_norm": False, "joined_frame": True},
+    "phi": {
+        **{"norm_kind": "layer", "parallel": True, "feed_forward": "gelu", "rotary_fraction": 0.5, "head_bias": True},
+        **{"qk_norm_kind": "shared_layer", "joined_frame": True, "qkv_bias": True, "out_bias": True, "tied": False},
+    },
+    "phi_skips": {
+        **{"norm_kind": "layer", "parallel": True, "feed_forward": "gelu", "rotary_fraction": 0.5, "head_bias": True},
+        **{"qk_norm": False, "long_skips": True, "kv_heads": 2, "layers": 2},
+    },
     "mup": {"mup": {"width": 24, "layers": 1, "heads": 4}},
     "mup_experts": {
         "mup": {"width": 24, "layers": 1, "heads": 4},

@@ -400,7 +400,7 @@ def vision_encoder(folder: Path, image_size: int = 24) -> Path:
 
 
 def language_model(folder: Path, family: str = "Llama", tied: bool = False) -> Path:
-    """A tiny language model as transformers saves one, Llama, Qwen2 or Qwen3, with a text tokenizer of its own."""
+    """A tiny language model as transformers saves one, Llama, Qwen2, Qwen3 or Phi, with a text tokenizer of its own."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -422,9 +422,9 @@ def language_model(folder: Path, family: str = "Llama", tied: bool = False) -> P
             num_hidden_layers=2,
             num_attention_heads=4,
             num_key_value_heads=2,
-            **({"head_dim": 12} if family != "Qwen2" else {}),
+            **({"head_dim": 12} if family not in ("Qwen2", "Phi") else {}),
             tie_word_embeddings=tied,
-            rms_norm_eps=1e-5,
+            **{"layer_norm_eps" if family == "Phi" else "rms_norm_eps": 1e-5},
             bos_token_id=tokenizer.token_to_id("<|begin_of_text|>"),
             eos_token_id=tokenizer.token_to_id("<|end_of_text|>"),
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from omniloom.models.hf.config_json import read_json
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-AVERAGED = "ema.safetensors"  # a BAGEL's
+OF_AUTHORS = ("ema.safetensors", "pytorch_model.safetensors")  # what a BAGEL and a Show-o call theirs
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -70,8 +70,8 @@ def open_checkpoint(folder: Path) -> Iterator[Checkpoint]:
     from safetensors import SafetensorError, safe_open
 
     single, index = folder / WEIGHTS, folder / INDEX
-    if not single.is_file() and not index.is_file() and (folder / AVERAGED).is_file():
-        single = folder / AVERAGED
+    if not single.is_file() and not index.is_file():
+        single = next((folder / name for name in OF_AUTHORS if (folder / name).is_file()), single)
     weight_map = None
     if not single.is_file():
         if not index.is_file():

@@ -1,9 +1,9 @@
 """The blocks of the unified transformer. In: hidden states (B, N, width), rotary cosines and sines, and the packed mask
 as something to call (`models.unified.attention`). Out: hidden states.
 
-    Block     RMSNorm before or behind each part, grouped-query attention with optional QK-norm (arXiv 2302.05442) and
-              float rotary positions, SwiGLU (arXiv 2002.05202). Weights are laid out so that Llama's load by
-              concatenation (qkv, gate and up)
+    Block     a norm before or behind each part, grouped-query attention with optional QK-norm (arXiv 2302.05442) and
+              float rotary positions, SwiGLU (arXiv 2002.05202) or a GELU (`models.unified.parts`), behind or beside
+              attention. Weights are laid out so that Llama's load by concatenation (qkv, gate and up)
               A block that does not attend has a gated linear recurrence there (`models.unified.recurrence`)
     GAUBlock  pre-RMSNorm and a gated attention unit (arXiv 2202.10447) in place of attention and SwiGLU
 
@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omniloom.models.fused import rotate, rotated_heads, swiglu
+from omniloom.models.fused import rotate, rotated_heads
 from omniloom.models.linear import Linear
 from omniloom.models.norms import RMSNorm
 from omniloom.models.unified.attention import Attend
 from omniloom.models.unified.config import TIME_SCALE, UnifiedConfig
+from omniloom.models.unified.parts import feed_forward_of, head_norm, norm_of
 from omniloom.models.unified.places import Modulation, Places
 from omniloom.models.unified.recurrence import Recurrence, StateCache
 
@@ -44,24 +45,33 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_dim, config.width, bias=config.out_bias)
         self.qk_norm, self.query_scale = config.qk_norm, config.query_scale
         if config.qk_norm:
-            self.q_norm, self.k_norm = (_head_norm(config, heads) for heads in (self.heads, self.kv_heads))
+            self.q_norm, self.k_norm = (head_norm(config, heads) for heads in (self.heads, self.kv_heads))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, cache: LayerCache | None) -> Tensor:
-        """x (B, N, width); cos, sin (B, 1, N, head_dim / 2)."""
+        """x (B, N, width); cos, sin (B, 1, N, rotary_dim / 2)."""
         B, N, _ = x.shape
         qkv = self.qkv(x)
         cos, sin = cos.to(qkv.dtype), sin.to(qkv.dtype)
         if self.qk_norm:
             heads = qkv.view(B, N, -1, self.head_dim).transpose(1, 2)
             q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-            q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+            q, k = turned(self.q_norm(q), cos, sin), turned(self.k_norm(k), cos, sin)
         else:
-            q, k, v = rotated_heads(qkv, cos, sin, self.heads, self.kv_heads)
+            q, k, v = self.turned_heads(qkv, cos, sin)
         if self.query_scale != 1:
             q = q * self.query_scale
         if cache is not None:
             k, v = cache.update(k, v)
         return self.out(attend(q, k, v).transpose(1, 2).reshape(B, N, -1))
+
+    def turned_heads(self, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, N, (heads + 2 kv_heads) head_dim) -> queries and keys, turned, and values, each (B, heads or kv_heads, N,
+        head_dim)."""
+        if 2 * cos.shape[-1] == self.head_dim:
+            return rotated_heads(qkv, cos, sin, self.heads, self.kv_heads)
+        heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        return turned(q, cos, sin), turned(k, cos, sin), v
 
     def projected(self, x: Tensor) -> Tensor:
         """(n, width) -> (n, (heads + 2 kv_heads) head_dim), queries and keys normed and not turned."""
@@ -84,7 +94,7 @@ class Attention(nn.Module):
         """As `forward`, with the projections and norms of `visual` at pictures' places, which attend with the
         others."""
         qkv = places.split(x, self.projected, visual.projected)
-        q, k, v = rotated_heads(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype), self.heads, self.kv_heads)
+        q, k, v = self.turned_heads(qkv, cos.to(qkv.dtype), sin.to(qkv.dtype))
         if self.query_scale != 1:
             q = q * self.query_scale
         if cache is not None:
@@ -92,38 +102,12 @@ class Attention(nn.Module):
         return places.split(attend(q, k, v).transpose(1, 2).flatten(2), self.out, visual.out)
 
 
-class HeadNorm(nn.Module):
-    """LayerNorm over the channels of each head, (B, H, N, D), with a weight and bias of each: flat, so that weight
-    decay and Muon, which are for matrices, leave them alone."""
-
-    EPS = 1e-5  # Chameleon's, whatever its config says of other norms
-
-    def __init__(self, heads: int, head_dim: int):
-        super().__init__()
-        self.head_dim = head_dim
-        self.weight = nn.Parameter(torch.ones(heads * head_dim))
-        self.bias = nn.Parameter(torch.zeros(heads * head_dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = F.layer_norm(x.float(), (self.head_dim,), eps=self.EPS)
-        weight, bias = (a.view(-1, 1, self.head_dim) for a in (self.weight, self.bias))
-        return (normed * weight + bias).to(x.dtype)
-
-
-def _head_norm(config: UnifiedConfig, heads: int) -> nn.Module:
-    if config.qk_norm_kind == "layer":
-        return HeadNorm(heads, config.head_dim)
-    return RMSNorm(config.head_dim, config.norm_eps)
-
-
-class SwiGLU(nn.Module):
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.gate_up = Linear(width, 2 * hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.gate_up(x)))
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`rotate`, of as many of the first channels as there are angles for."""
+    count = 2 * cos.shape[-1]
+    if count == x.shape[-1]:
+        return rotate(x, cos, sin)
+    return torch.cat((rotate(x[..., :count], cos, sin), x[..., count:]), dim=-1)
 
 
 class GatedAttentionUnit(nn.Module):
@@ -192,11 +176,11 @@ class VisualTower(nn.Module):
 
     def __init__(self, config: UnifiedConfig, attends: bool):
         super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = norm_of(config)
         if attends and config.modality_experts == "all":
             self.attention = Attention(config)
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.hidden)
+        self.mlp_norm = norm_of(config)
+        self.mlp = feed_forward_of(config)
 
     @property
     def residual_outputs(self) -> tuple[nn.Linear, ...]:
@@ -206,15 +190,16 @@ class VisualTower(nn.Module):
 class Block(_MayMerge):
     def __init__(self, config: UnifiedConfig, skip: bool = False, attends: bool = True):
         super().__init__(config, skip)
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention_norm = norm_of(config)
         if attends:
             self.attention = Attention(config)
         else:
             self.recurrence = Recurrence(config)
         self.attends = attends
-        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = SwiGLU(config.width, config.hidden)
-        self.norm_after = config.norm_after
+        if not config.parallel:
+            self.mlp_norm = norm_of(config)
+        self.mlp = feed_forward_of(config)
+        self.norm_after, self.parallel = config.norm_after, config.parallel
         self.visual = VisualTower(config, attends) if config.has_experts else None
         self.has_own_attention = attends and config.has_experts and config.modality_experts == "all"
 
@@ -236,6 +221,9 @@ class Block(_MayMerge):
     ) -> Tensor:
         """places, modulation: None where all places are text's, or no option asks; a recurrence needs places."""
         x = self.merge(x, earlier)
+        if self.parallel:
+            h = self.attention_norm(x)
+            return x + self.attention(h, cos, sin, attend, cache) + self.mlp(h)
         if self.norm_after:
             x = x + self.attention_norm(self.attention(x, cos, sin, attend, cache))
             return x + self.mlp_norm(self.mlp(x))

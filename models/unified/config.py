@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 from omniloom.models.checks import (
-    STRICT_AND_DESCRIBED,
     Conditional,
     Derived,
     FieldError,
@@ -22,6 +21,7 @@ from omniloom.models.checks import (
     require,
 )
 from omniloom.models.unified.density.config import DensityConfig, HeadShape, read_density
+from omniloom.models.unified.nested import MupConfig, RopeScaling, SpecialIds, nested, positive_int
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 ROPE_SCHEMES = ("rope_1d", "axial", "tie_v1", "tie_v2", "streaming", "one_place")
@@ -30,101 +30,10 @@ BLOCKS = ("llama", "gau")
 MODULATIONS = ("adaln_zero",)
 EXPERTS = ("feed_forward", "all")
 RECURRENT_TAPS = 4  # places that the convolution before a recurrence sees
-QK_NORMS = ("rms", "layer")
+QK_NORMS = ("rms", "layer", "shared_layer")
+NORMS = ("layer",)
+FEED_FORWARDS = ("gelu",)
 PATCHIFIERS = ("linear", "bottleneck", "unet")
-
-
-def _positive_int(where: object, *names: str) -> None:
-    for name in names:
-        value = getattr(where, name)
-        good = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        require(good, where, name, "a positive integer")
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """Vocabulary ids of the tokens that frame text and visual segments. The defaults are those of a
-    tokenizer trained by `models.text`. bos and eos may be one token, as in Qwen's vocabularies."""
-
-    pad: int = 0
-    bos: int = 1
-    eos: int = 2
-    boi: int = 3
-    bov: int = 4
-    eoi: int = 5
-
-    def __post_init__(self) -> None:
-        values = [getattr(self, f.name) for f in fields(self)]
-        for f in fields(self):
-            value = getattr(self, f.name)
-            require(isinstance(value, int) and value >= 0, self, f.name, "a non-negative integer")
-            own = 2 if f.name in ("bos", "eos") and self.bos == self.eos else 1
-            require(values.count(value) == own, self, f.name, "an id that no other special token has")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's change of rotary frequencies for long contexts. A frequency that turns more than
-    `high_freq_factor` times within `original_length` positions stays, one that turns less than
-    `low_freq_factor` times is divided by `factor`, and between them the two are mixed linearly in the turns.
-    `models.unified.positions.rotary` applies it."""
-
-    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
-
-    factor: float
-    """Divisor of the low frequencies."""
-    low_freq_factor: float
-    """Turns within the original length below which a frequency counts as low."""
-    high_freq_factor: float
-    """Turns within the original length above which a frequency stays."""
-    original_length: int
-    """Positions that the model was trained with before the change."""
-
-    def __post_init__(self) -> None:
-        for name in ("factor", "low_freq_factor", "high_freq_factor"):
-            value = getattr(self, name)
-            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
-            require(good, self, name, "a positive number")
-        require(
-            self.high_freq_factor > self.low_freq_factor,
-            self,
-            "high_freq_factor",
-            f"a number above low_freq_factor={self.low_freq_factor}",
-        )
-        _positive_int(self, "original_length")
-
-
-@dataclass(frozen=True)
-class MupConfig:
-    """The base of the maximal update parametrization (muP, `models.unified.mup`): the model in which it changes
-    nothing. What is not named here is as in the model, and what that derives from the width the base derives from its
-    own."""
-
-    __pydantic_config__: ClassVar = STRICT_AND_DESCRIBED
-
-    width: int
-    """Width of the base."""
-    layers: int | None = None
-    """Blocks of the base; null: as many as the model has."""
-    heads: int | None = None
-    """Heads of the base; null: those that leave a head its channels."""
-
-    def __post_init__(self) -> None:
-        _positive_int(self, "width", *(name for name in ("layers", "heads") if getattr(self, name) is not None))
-
-
-def _nested(where: object, name: str, cls: type) -> None:
-    """A field that JSON or YAML gave as a mapping becomes the dataclass that it stands for."""
-    value = getattr(where, name)
-    if isinstance(value, dict):
-        known = {f.name for f in fields(cls)}
-        for key in value:
-            if key not in known:
-                raise ValueError(f"{type(where).__name__}.{name}.{key}: unknown field")
-        try:
-            object.__setattr__(where, name, cls(**value))
-        except TypeError as error:  # a field without a default is missing
-            raise ValueError(f"{type(where).__name__}.{name}: {error}") from None
 
 
 # Fields that came when artifacts had been made without them: left at None, they are not part of an identity.
@@ -139,7 +48,8 @@ def _enters_by(patchifier: str) -> Callable[[UnifiedConfig], bool]:
 @dataclass(frozen=True)
 class UnifiedConfig(Conditional):
     """Shape of the transformer. Left at None, `kv_heads` becomes `heads`, `head_dim` width / heads, `flow_head_width`
-    the width, and `hidden` 8/3 of the width, rounded up to a multiple of 32, or of GAUs twice the width.
+    the width, and `hidden` 8/3 of the width, rounded up to a multiple of 32, of GAUs twice the width and of a GELU four
+    times.
 
     The model takes in and gives out those representations of pictures that have a size here
     (`models.unified.representations`); without any it is a language model. Of one that has not, its options have no
@@ -188,9 +98,9 @@ class UnifiedConfig(Conditional):
     images more frequencies; text is RoPE-1D under each of them."""
     qk_norm: bool = True
     """A norm on each head's queries and keys."""
-    qk_norm_kind: Literal["rms", "layer"] = "rms"
-    """That norm: RMSNorm with one weight for all heads, or LayerNorm with each head's own weight and bias (Chameleon,
-    as `transformers` has it)."""
+    qk_norm_kind: Literal["rms", "layer", "shared_layer"] = "rms"
+    """That norm: RMSNorm with one weight for all heads; LayerNorm with each head's own weight and bias (Chameleon, as
+    `transformers` has it), or with one of each for all heads (Phi)."""
     norm_after: bool = False
     """A block norms what attention and SwiGLU give instead of what they take (Swin Transformer V2, arXiv 2111.09883;
     the larger Chameleon, arXiv 2405.09818, section 2.3)."""
@@ -267,28 +177,44 @@ class UnifiedConfig(Conditional):
     """Beside the time of a diffusion the network is told how far its sampler's step goes, in the time that it is told
     (shortcut models, arXiv 2410.12557, section 3), and at size 0 is the model that it were without. null: it is not, as
     of all but what `distill` makes by shortcut."""
+    norm_kind: Literal["layer"] | None = field(default=None, metadata=_LATER)
+    """layer: blocks and heads have LayerNorms, with weight and bias (arXiv 1607.06450); null: RMSNorms."""
+    parallel: bool | None = field(default=None, metadata=_LATER)
+    """Attention and feed-forward of a block stand side by side behind one norm, and what both give is added (PaLM,
+    arXiv 2204.02311, section 2); null: one behind the other."""
+    feed_forward: Literal["gelu"] | None = field(default=None, metadata=_LATER)
+    """gelu: two Linear with biases and between them a GELU by its tanh (arXiv 1606.08415); null: SwiGLU."""
+    rotary_fraction: float | None = field(default=None, metadata=_LATER)
+    """Of each head's channels the share, rounded down to whole channels, that positions turn: the first ones
+    (GPT-NeoX-20B, arXiv 2204.06745, section 2.1.1); null: all."""
+    head_bias: bool | None = field(default=None, metadata=_LATER)
+    """Biases of what predicts tokens and codes; null: none."""
+    joined_frame: bool | None = field(default=None, metadata=_LATER)
+    """The tokens around a picture that sees itself in full see it too, as under one_place (Show-o, arXiv 2408.12528,
+    section 3); null: <boi> sees no more than text does."""
 
     def __post_init__(self) -> None:
-        _positive_int(
+        positive_int(
             self, "vocab_size", "width", "layers", "heads", "axes", "time_dim", "pixel_bottleneck", "unet_width"
         )
-        _positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
+        positive_int(self, *(REPRESENTATIONS[name].size for name in self.representations))
         if self.code_dim is not None:
-            _positive_int(self, "code_dim")
+            positive_int(self, "code_dim")
         derive(self, "kv_heads", self.heads)
         if left_open(self, "head_dim"):
             require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}")
             derive(self, "head_dim", self.width // self.heads)
         require(self.block in BLOCKS, self, "block", f"one of {', '.join(BLOCKS)}")
         require(self.qk_norm_kind in QK_NORMS, self, "qk_norm_kind", f"one of {', '.join(QK_NORMS)}")
-        derive(self, "hidden", _usual_hidden(self.block, self.width))
-        _nested(self, "specials", SpecialIds)
-        _nested(self, "rope_scaling", RopeScaling)
+        require(self.feed_forward in (None, *FEED_FORWARDS), self, "feed_forward", "gelu, or null")
+        derive(self, "hidden", _usual_hidden(self.block, self.width, self.feed_forward))
+        nested(self, "specials", SpecialIds)
+        nested(self, "rope_scaling", RopeScaling)
         density: Any = self.density  # as JSON or YAML gave it
         if isinstance(density, dict):
             object.__setattr__(self, "density", read_density(density, f"{type(self).__name__}.density"))
-        _nested(self, "mup", MupConfig)
-        _positive_int(self, "kv_heads", "head_dim", "hidden")
+        nested(self, "mup", MupConfig)
+        positive_int(self, "kv_heads", "head_dim", "hidden")
         require(self.heads % self.kv_heads == 0, self, "kv_heads", f"a divisor of heads={self.heads}")
         if self.block == "gau":
             require(self.kv_heads == self.heads, self, "kv_heads", "None, as a GAU's heads share one projection")
@@ -298,8 +224,9 @@ class UnifiedConfig(Conditional):
         self._check_visual()
         self._check_by_modality()
         self._check_recurrence()
+        self._check_parts()
         if self.gau_length is not None:
-            _positive_int(self, "gau_length")
+            positive_int(self, "gau_length")
             require(self.block == "gau", self, "gau_length", "null without block: gau")
             require(self.mup is None, self, "mup", "null, as it has no rule for the scores of gau_length")
         require(self.head_dim % 2 == 0, self, "head_dim", "an even number")
@@ -312,7 +239,9 @@ class UnifiedConfig(Conditional):
             "axes",
             f"2 or 3 for rope_scheme={self.rope_scheme!r}",
         )
-        require(self.head_dim // 2 >= self.axes, self, "head_dim", f"at least {2 * self.axes}, two an axis")
+        turned = "head_dim" if self.rotary_fraction is None else "rotary_fraction"
+        require(self.rotary_dim % 2 == 0, self, turned, "an even number of channels that turn")
+        require(self.rotary_dim // 2 >= self.axes, self, turned, f"at least {2 * self.axes}, two an axis")
         if self.one_place:
             require(self.width % 4 == 0, self, "width", "a multiple of 4, a sine and a cosine of row and column each")
         require(self.rope_base > 1, self, "rope_base", "a number above 1")
@@ -327,14 +256,14 @@ class UnifiedConfig(Conditional):
         for name in ("latent_patchifier", "pixel_patchifier"):
             require(getattr(self, name) in PATCHIFIERS, self, name, f"one of {', '.join(PATCHIFIERS)}")
         if self.unet_depth is not None:
-            _positive_int(self, "unet_depth")
+            positive_int(self, "unet_depth")
         layers = self.flow_head_layers
         good = isinstance(layers, int) and not isinstance(layers, bool) and layers >= 0
         require(good, self, "flow_head_layers", "an integer not below 0")
         if self.time_scale is not None:
             require(0 < self.time_scale < float("inf"), self, "time_scale", "a positive number, or null")
         derive(self, "flow_head_width", self.width)
-        _positive_int(self, "flow_head_width")
+        positive_int(self, "flow_head_width")
         require(
             -float("inf") < self.patch_mask_low <= self.patch_mask_high,
             self,
@@ -361,7 +290,7 @@ class UnifiedConfig(Conditional):
                 require(
                     getattr(self, name) is None, self, name, "null, as the norms of this start stand behind its parts"
                 )
-        if self.qk_norm_kind != "rms":
+        if self.qk_norm_kind == "layer":
             expected = "feed_forward or null, as each head of this start has norms of its own"
             require(self.modality_experts != "all", self, "modality_experts", expected)
 
@@ -374,9 +303,25 @@ class UnifiedConfig(Conditional):
         require(self.block == "llama", self, "attention_every", "null, as a GAU is attention and feed-forward in one")
         require(not self.norm_after, self, "attention_every", "null, as every block of this start attends")
         expected = "null, as a recurrence cannot read the tokens around a picture with it"
-        require(not self.one_place, self, "attention_every", expected)
+        require(not self.joins_frame, self, "attention_every", expected)
         require(self.width % self.heads == 0, self, "width", f"a multiple of heads={self.heads}, whose gates are apart")
         require(self.mup is None, self, "mup", "null, as it has no rule for the gates of attention_every")
+
+    def _check_parts(self) -> None:
+        """Of the parts that models of others have."""
+        require(self.norm_kind in (None, *NORMS), self, "norm_kind", f"{', '.join(NORMS)}, or null")
+        for name in ("parallel", "head_bias", "joined_frame"):
+            require(getattr(self, name) in (None, False, True), self, name, "true, false or null")
+        share = self.rotary_fraction
+        good = share is None or isinstance(share, int | float) and not isinstance(share, bool) and 0 < share <= 1
+        require(good, self, "rotary_fraction", "a share above 0 up to 1, or null")
+        if self.block == "gau":
+            for name in ("norm_kind", "parallel", "feed_forward", "rotary_fraction"):
+                require(not getattr(self, name), self, name, "null, as a GAU is attention and feed-forward in one")
+        if self.parallel:
+            for name in ("norm_after", "modulation", "modality_experts", "attention_every"):
+                expected = "nothing, as both parts of a parallel block share its norm"
+                require(not getattr(self, name), self, name, expected)
 
     def attends(self, block: int) -> bool:
         """Whether the block of that number, from 0, has attention."""
@@ -410,7 +355,7 @@ class UnifiedConfig(Conditional):
             heads = max(1, round(self.heads * width / self.width))
         is_derived = self.head_dim * self.heads == self.width
         kv_heads = next(n for n in range(max(1, heads * self.kv_heads // self.heads), 0, -1) if heads % n == 0)
-        hidden = None if self.hidden == _usual_hidden(self.block, self.width) else self.hidden
+        hidden = None if self.hidden == _usual_hidden(self.block, self.width, self.feed_forward) else self.hidden
         try:
             return replace(
                 self,
@@ -435,6 +380,16 @@ class UnifiedConfig(Conditional):
     def attention_heads(self) -> int:
         """Heads that attend in a block."""
         return self.hidden // self.head_dim if self.block == "gau" else self.heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that positions turn."""
+        return self.head_dim if self.rotary_fraction is None else int(self.head_dim * self.rotary_fraction)
+
+    @property
+    def joins_frame(self) -> bool:
+        """Whether the tokens around a picture that sees itself in full are read together with it, as they see it."""
+        return self.one_place or bool(self.joined_frame)
 
     @property
     def has_times(self) -> bool:
@@ -472,6 +427,8 @@ class UnifiedConfig(Conditional):
         return tuple(name for name, row in REPRESENTATIONS.items() if getattr(self, row.size) is not None)
 
 
-def _usual_hidden(block: str, width: int) -> int:
-    """Of a width: the inner one of a block that has as many parameters as Llama's, or of a GAU."""
-    return 2 * width if block == "gau" else -(-width * 8 // 96) * 32
+def _usual_hidden(block: str, width: int, feed_forward: str | None) -> int:
+    """Of a width: the inner one of a block that has as many parameters as Llama's, of a GELU, or of a GAU."""
+    if block == "gau":
+        return 2 * width
+    return 4 * width if feed_forward == "gelu" else -(-width * 8 // 96) * 32

@@ -103,7 +103,9 @@ def _spared(c: UnifiedConfig, adapter: AdapterConfig | None) -> int:
     without an adapter."""
     if adapter is None or not c.has_experts:
         return 0
-    own = {"mlp.gate_up", "mlp.down"} | ({"attention.qkv", "attention.out"} if c.modality_experts == "all" else set())
+    own = {"mlp.gate_up", "mlp.up", "mlp.down"} | (
+        {"attention.qkv", "attention.out"} if c.modality_experts == "all" else set()
+    )
     matrices = sum(t.rows * t.inputs for t in targets_of(c).values() if t.linear in own)
     factors = adapter.rank * sum(t.rows + t.inputs for t in adapter.chosen(c).values() if t.linear in own)
     return (_TRAINED - _FIRST) * matrices - _TRAINED * factors
@@ -120,7 +122,8 @@ def _block(c: UnifiedConfig) -> tuple[int, int]:
     if c.block == "gau":
         return c.width * (c.head_dim + 3 * c.hidden), c.hidden
     attended = c.heads * c.head_dim
-    return 2 * c.width * (attended + c.kv_heads * c.head_dim) + 3 * c.width * c.hidden, attended
+    inner = (2 if c.feed_forward == "gelu" else 3) * c.width * c.hidden
+    return 2 * c.width * (attended + c.kv_heads * c.head_dim) + inner, attended
 
 
 def _instead(c: UnifiedConfig) -> int:

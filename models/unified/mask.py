@@ -2,7 +2,7 @@
 in a row. Out: (start, end), and what the backends of `models.unified.attention` need of it.
 
 Position i sees [start_i, end_i): start_i is its document's first position, end_i the larger of i + 1 and the
-end of its visual segment, of which under the positions one_place <boi> and <eoi> are part. So text is causal, a
+end of its visual segment, of which with `UnifiedConfig.joins_frame` <boi> and <eoi> are part. So text is causal, a
 visual segment sees itself in full, and documents never see each other. Padding sees itself alone, which keeps its
 softmax finite and its content out of everything else.
 """

@@ -3,8 +3,8 @@
 that a plan can ask.
 
 What is counted is what the backward pass keeps, as the blocks are written (`models.unified.blocks`, `models.fused`):
-the input of each matrix product, of each norm and of SwiGLU, and what attention needs. The residual stream is float32
-also under bf16. Weights are cast to bf16 once a pass, and the casts live as long.
+the input of each matrix product, of each norm and of SwiGLU or a GELU, and what attention needs. The residual stream is
+float32 also under bf16. Weights are cast to bf16 once a pass, and the casts live as long.
 
 Not counted: parts of pictures' inputs and outputs other than their positions' rows, allocators' rounding and
 fragments, and of compiled blocks what the compiler decides to compute again instead of keeping.
@@ -83,7 +83,8 @@ def _llama(c: UnifiedConfig, p: Pass) -> int:
     grouped = kv_heads != c.heads and bool(p.scores)  # CPUs' kernels take no groups: keys and values written out
     # Values are a view of one product, which then stays whole; what other workers sent is no view of it.
     whole = c.qk_norm or not (grouped or shared_out)
-    held = 2 * c.width  # normed, into attention and into SwiGLU
+    norms = 1 if c.parallel else 2
+    held = (2 if p.bf16 else norms) * c.width  # normed, into attention and into feed-forward, each casting its own
     held += queries + 2 * keys if whole else 0
     if shared_out:
         held += queries + 2 * kv_heads * c.head_dim + (2 * queries if grouped else 0)  # as received
@@ -91,11 +92,13 @@ def _llama(c: UnifiedConfig, p: Pass) -> int:
         held += queries  # turned queries
         held += 2 * queries if grouped else keys  # turned keys, and values where they are written out
     held += 0 if p.scores else queries  # attention's output, which FlexAttention keeps
-    held += queries + 3 * c.hidden  # into the output; gates and values; into the last product
+    held += queries + _inner(c)  # into the output; within feed-forward
     layered = 2 * _FLOAT32 * (queries + keys) if c.qk_norm and c.qk_norm_kind == "layer" else 0  # widened, and normed
-    statistics = 2 + (c.heads + c.kv_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
+    of_norm = 2 if c.norm_kind == "layer" else 1  # a LayerNorm keeps means too
+    of_heads = (2 if c.qk_norm_kind == "shared_layer" else 1) * (c.heads + c.kv_heads)
+    statistics = norms * of_norm + (of_heads if c.qk_norm else 0) + (0 if p.scores else c.heads)
     turned = p.width * c.head_dim if p.bf16 else 0  # cosines and sines, cast
-    residual = c.width  # between attention and SwiGLU
+    residual = 0 if c.parallel else c.width  # between attention and feed-forward
     if c.has_experts:  # and the block's input in the order of modalities
         residual += c.width
         if c.modality_experts == "all" and c.qk_norm:  # projections before that, or turned keys beside the queries
@@ -107,9 +110,14 @@ def _recurrent(c: UnifiedConfig, p: Pass) -> int:
     """Bytes a position: of a recurrence both branches, the taps that are not the place's own, what gates are made of,
     and what goes into the output; in float32 gates, rates, what enters, and states."""
     held = c.width * (2 + (RECURRENT_TAPS - 1) + 1 + (3 if p.bf16 else 2))
-    held += 2 * c.width + 3 * c.hidden  # normed; gates and values; into the last product
+    held += 2 * c.width + _inner(c)  # normed; within feed-forward
     residual = c.width * (2 if c.has_experts else 1)
     return p.width * held + _FLOAT32 * (13 * c.width + residual + 2)
+
+
+def _inner(c: UnifiedConfig) -> int:
+    """Channels that feed-forward keeps: before what is no product, gates too, and behind it."""
+    return (2 if c.feed_forward == "gelu" else 3) * c.hidden
 
 
 def _gau(c: UnifiedConfig, p: Pass) -> int:

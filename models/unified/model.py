@@ -4,7 +4,7 @@ the places that have a label, and by representation predictions at the places th
 
 Blocks: `models.unified.blocks`. Visual input: `models.unified.patchify`, of a code an embedding; to latents and pixels
 an embedding of the segment's time is added, once at the input rather than modulating every token, and with a modulation
-(`models.unified.places`) in each block too; clean context has time 0. Visual output: RMSNorm and a Linear, or as the
+(`models.unified.places`) in each block too; clean context has time 0. Visual output: a norm and a Linear, or as the
 config says, a unet and a flow head; and where it has one a head that gives the density of latents
 (`models.unified.density`).
 
@@ -26,7 +26,6 @@ from torch.utils.checkpoint import checkpoint
 
 from omniloom.models.linear import Linear
 from omniloom.models.meta import without_memory
-from omniloom.models.norms import RMSNorm
 from omniloom.models.unified import mup
 from omniloom.models.unified.attention import Attend, attend_for, dense
 from omniloom.models.unified.batch import Batch, VisualPart
@@ -36,6 +35,7 @@ from omniloom.models.unified.density.build import make_head
 from omniloom.models.unified.flow_head import FlowHead
 from omniloom.models.unified.mask import dense_mask
 from omniloom.models.unified.parameters import modulation_size
+from omniloom.models.unified.parts import norm_of
 from omniloom.models.unified.patchify import GridTables, UNetInput, UNetOutput, VisualInput
 from omniloom.models.unified.places import Modulation, Places, places_of
 from omniloom.models.unified.positions import rotary, sinusoids
@@ -71,7 +71,7 @@ def _visual_output(name: str, config: UnifiedConfig) -> nn.Module:
         return nn.Sequential(nn.Linear(config.width, config.width), nn.GELU(), nn.Linear(config.width, size))
     if config.flow_head_layers and not row.discrete:
         return FlowHead(features, getattr(config, row.size), config)
-    return nn.Linear(features, getattr(config, row.size), bias=not row.discrete)
+    return nn.Linear(features, getattr(config, row.size), bias=not row.discrete or bool(config.head_bias))
 
 
 class UnifiedModel(nn.Module):
@@ -97,11 +97,11 @@ class UnifiedModel(nn.Module):
         if config.is_modulated:  # of all blocks at once
             self.modulation = nn.Linear(config.width, modulation_size(config))
         self.blocks = make_blocks(config)
-        self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = Linear(config.width, config.vocab_size, bias=False)
+        self.norm = norm_of(config)
+        self.head = Linear(config.width, config.vocab_size, bias=bool(config.head_bias))
         self.logits_factor = mup.logits_factor(config)
         for row in rows:
-            setattr(self, f"{row.prefix}_norm", RMSNorm(config.width, config.norm_eps))
+            setattr(self, f"{row.prefix}_norm", norm_of(config))
             if config.patchifier(row.name) == "unet":
                 setattr(self, f"{row.prefix}_unet", UNetOutput(config))
             setattr(self, f"{row.prefix}_out", _visual_output(row.name, config))
@@ -273,7 +273,7 @@ class UnifiedModel(nn.Module):
         c = self.config
         places = self._chained(places, starts, x)
         modulations = self._modulations(places)
-        cos, sin = (a[:, None] for a in rotary(positions, c.head_dim, c.rope_base, c.rope_scaling))
+        cos, sin = (a[:, None] for a in rotary(positions, c.rotary_dim, c.rope_base, c.rope_scaling))
         earlier: list[Tensor] = []  # inputs of the first half, for their mirror images
         for index, block in enumerate(self.blocks):
             cache = caches[index] if caches is not None else None

@@ -9,7 +9,7 @@ from omniloom.models.unified.representations import REPRESENTATIONS
 def num_parameters(config: UnifiedConfig) -> int:
     """Number of trained values of `UnifiedModel(config)`, in closed form; a tied head counts once."""
     c = config
-    text = c.vocab_size * c.width * (1 if c.tied else 2) + c.width
+    text = c.vocab_size * c.width * (1 if c.tied else 2) + norm_parameters(c) + (c.vocab_size if c.head_bias else 0)
     skips = c.layers // 2 * 2 * c.width * c.width if c.long_skips else 0
     visual = 0
     if c.has_times:
@@ -17,12 +17,12 @@ def num_parameters(config: UnifiedConfig) -> int:
     if c.is_modulated:
         visual += (c.width + 1) * modulation_size(c)
     if c.has_experts:
-        visual += c.layers * (2 * c.width + 3 * c.width * c.hidden)
+        visual += c.layers * (2 * norm_parameters(c) + _feed_forward_parameters(c))
         visual += c.attention_layers * _attention_parameters(c) if c.modality_experts == "all" else 0
     for name in c.representations:
         size = getattr(c, REPRESENTATIONS[name].size)
         if REPRESENTATIONS[name].discrete:
-            visual += c.width + _code_parameters(c, size)
+            visual += norm_parameters(c) + _code_parameters(c, size)
         else:
             visual += _patchifier_parameters(c, c.patchifier(name), size)
     if c.density and c.latent_dim:
@@ -37,17 +37,22 @@ def modulation_size(c: UnifiedConfig) -> int:
     return c.layers * 3 * c.sublayers * c.width
 
 
+def norm_parameters(c: UnifiedConfig) -> int:
+    """Of a norm over hidden states."""
+    return (2 if c.norm_kind == "layer" else 1) * c.width
+
+
 def qk_norm_parameters(c: UnifiedConfig) -> int:
     """Of one block."""
     if not c.qk_norm:
         return 0
-    return 2 * c.head_dim if c.qk_norm_kind == "rms" else 2 * (c.heads + c.kv_heads) * c.head_dim
+    return c.head_dim * {"rms": 2, "shared_layer": 4, "layer": 2 * (c.heads + c.kv_heads)}[c.qk_norm_kind]
 
 
 def _code_parameters(c: UnifiedConfig, size: int) -> int:
     """Input and output of codes, the mask's row included."""
     if c.code_dim is None:
-        return (size + 1) * c.width + c.width * size
+        return (size + 1) * c.width + (c.width + bool(c.head_bias)) * size
     enter = (size + 1) * c.code_dim + (c.code_dim + 1) * c.width + (c.width + 1) * c.width
     return enter + (c.width + 1) * (c.width + size)
 
@@ -58,7 +63,11 @@ def _block_parameters(c: UnifiedConfig) -> int:
         # Norm; base, values and gate; scales and offsets of queries and keys; output.
         inner = c.head_dim + 2 * c.hidden
         return count + c.width + (c.width + c.qkv_bias) * inner + 4 * c.hidden + c.hidden * c.width
-    return _attention_parameters(c) + 3 * c.width * c.hidden + 2 * c.width
+    return _attention_parameters(c) + _feed_forward_parameters(c) + (1 if c.parallel else 2) * norm_parameters(c)
+
+
+def _feed_forward_parameters(c: UnifiedConfig) -> int:
+    return 2 * c.width * c.hidden + c.hidden + c.width if c.feed_forward == "gelu" else 3 * c.width * c.hidden
 
 
 def _attention_parameters(c: UnifiedConfig) -> int:
@@ -75,7 +84,7 @@ def recurrence_parameters(c: UnifiedConfig) -> int:
 
 def _patchifier_parameters(c: UnifiedConfig, kind: str, size: int) -> int:
     """Input and output of a representation that is not discrete, whose positions are `size` numbers."""
-    count = c.width + (c.width if c.patch_mask_high > 0 else 0)  # the norm before the output; the mask
+    count = norm_parameters(c) + (c.width if c.patch_mask_high > 0 else 0)  # before the output; the mask
     features = c.width
     if kind == "linear":
         count += (size + 1) * c.width

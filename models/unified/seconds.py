@@ -68,4 +68,4 @@ def _channels(c: UnifiedConfig) -> tuple[int, int]:
     if c.block == "gau":
         return c.head_dim + 2 * c.hidden + c.width, c.hidden
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
-    return queries + 2 * keys + 2 * c.hidden + 2 * c.width, queries
+    return queries + 2 * keys + (1 if c.feed_forward == "gelu" else 2) * c.hidden + 2 * c.width, queries

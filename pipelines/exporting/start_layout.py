@@ -8,7 +8,7 @@ from typing import Any
 
 from omniloom.infra.artifacts import Artifact
 from omniloom.infra.errors import InputError
-from omniloom.models.unified.llama.families import BAGEL
+from omniloom.models.unified.llama.families import OF_AUTHORS
 from omniloom.pipelines.catalog import places
 from omniloom.pipelines.exporting.models import Exported
 from omniloom.pipelines.trained import training_of
@@ -55,7 +55,7 @@ def export(model: Exported, folder: Path, start: str | None) -> list[str]:
     _write_text(model, local, folder)
     (name,) = values["architectures"]
     loaded = f"transformers.{name}.from_pretrained({str(folder)!r})"
-    lines = [f"{folder}: {'the layout of its authors' if name == BAGEL else loaded}"]
+    lines = [f"{folder}: {'the layout of its authors' if name in OF_AUTHORS else loaded}"]
     if missing:
         lines.append(f"{', '.join(missing)}: left out, as that architecture has no place for them")
     return lines

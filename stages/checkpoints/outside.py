@@ -53,7 +53,7 @@ def weight_files(uri: str, field: str) -> list[str]:
 
 def files_of_folder(uri: str, field: str) -> list[str]:
     """URIs of a folder's safetensors."""
-    names = ("model.safetensors", "model.safetensors.index.json", "ema.safetensors")
+    names = ("model.safetensors", "model.safetensors.index.json", "ema.safetensors", "pytorch_model.safetensors")
     try:
         held = next((name for name in names if storage.exists(storage.join(uri, name))), None)
         if held is None:

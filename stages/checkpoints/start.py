@@ -14,7 +14,7 @@ from omniloom.infra.contents import read_contents
 from omniloom.infra.errors import InputError
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.config import config_from_llama, tower_of
-from omniloom.models.unified.llama.families import described
+from omniloom.models.unified.llama.families import Names, described
 from omniloom.stages.checkpoints import language_model, own_model
 from omniloom.stages.checkpoints.language_model import FIELD, FILES
 from omniloom.stages.checkpoints.outside import require_folder_of_weights
@@ -46,10 +46,10 @@ def known_config(uri: str, model: UnifiedConfig | None = None) -> UnifiedConfig:
         raise InputError(f"no checkpoint to start from: {error}", field=FIELD, file=uri) from None
 
 
-def blocks_of(uri: str) -> str:
-    """Of a language model's folder the module that `transformers` has its blocks in."""
+def names_of(uri: str) -> Names:
+    """How `transformers` calls the modules of a language model's folder."""
     where = storage.join(uri, "config.json")
-    return described(language_model.folder_values(uri), where).family.names[-1].body
+    return described(language_model.folder_values(uri), where).family.names[-1]
 
 
 def check_files(uri: str, text_tokenizer: str) -> None:

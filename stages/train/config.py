@@ -144,8 +144,9 @@ class TrainConfig(BaseModel):
     model: ArchitectureConfig = Field(default_factory=ArchitectureConfig)
     """Shape of the transformer."""
     init_from: str | None = Field(None, json_schema_extra=path_to("folder", reads=FILES))
-    """URI of what to start from: a Llama, Mistral, Qwen, Chameleon, Emu3, Janus or BAGEL folder (config.json,
-    safetensors, tokenizer.json), or a train artifact or its `model` folder; of `model`, only what it lacks is read."""
+    """URI of what to start from: a Llama, Mistral, Qwen, Phi, Chameleon, Emu3, Janus, BAGEL or Show-o folder
+    (config.json, safetensors, tokenizer.json), or a train artifact or its `model` folder; of `model`, only what it
+    lacks is read."""
     adapter: AdapterConfig | None = Field(None, json_schema_extra=LATER)
     """Low-rank adapters on the frozen weights of `init_from` (LoRA), merged in the trained model; null: all weights are
     trained."""

@@ -265,7 +265,7 @@ def _write_adapter(engine: Engine, job: Job, config: UnifiedConfig) -> None:
     found = {name.removeprefix("model."): value for name, value in engine.tensors(names=names) if value is not None}
     if dist.get_rank() == 0:
         with tempfile.TemporaryDirectory() as folder:
-            peft.write(Path(folder), adapter, config, found, redact_uris(base), start.blocks_of(base))
+            peft.write(Path(folder), adapter, config, found, redact_uris(base), start.names_of(base))
             storage.copy_tree(folder, storage.join(job.output, "adapter"))
 
 

@@ -25,6 +25,10 @@ from omniloom.models.unified.positions import rotary
 
 SHAPE = {"vocab_size": 1024, "latent_dim": 4, "width": 96, "heads": 4, "hidden": 256, "layers": 3}
 CONFIG = UnifiedConfig(**SHAPE, kv_heads=2)
+PHI = {
+    **{"norm_kind": "layer", "parallel": True, "feed_forward": "gelu", "rotary_fraction": 0.5, "head_bias": True},
+    **{"qk_norm_kind": "shared_layer", "qkv_bias": True, "out_bias": True},
+}
 ENGINE = EngineConfig(zero_stage=1)
 CASES = {
     "zero 0": Case(CONFIG, EngineConfig(zero_stage=0)),
@@ -62,6 +66,16 @@ CASES = {
     "recurrent": Case(replace(CONFIG, attention_every=2), ENGINE, rows=2),
     "recurrent, recomputed": Case(
         replace(CONFIG, attention_every=2), EngineConfig(zero_stage=1, activation_checkpointing=True), rows=2
+    ),
+    "phi": Case(replace(CONFIG, hidden=384, **PHI), ENGINE, rows=2),
+    "phi, bf16, adapter": Case(
+        replace(CONFIG, hidden=384, **PHI), EngineConfig(zero_stage=1, precision="bf16"), adapter=AdapterConfig(rank=8)
+    ),
+    "phi, recomputed": Case(
+        replace(CONFIG, hidden=384, **PHI), EngineConfig(zero_stage=1, activation_checkpointing=True), rows=2
+    ),
+    "phi, some matrices": Case(
+        replace(CONFIG, hidden=384, **PHI), ENGINE, rows=2, adapter=AdapterConfig(rank=8, targets=("q_proj", "fc2"))
     ),
     "long skips": Case(UnifiedConfig(**{**SHAPE, "layers": 4}, long_skips=True), ENGINE),
 }
@@ -125,6 +139,9 @@ def test_ranks_that_share_rows_out_keep_an_nth_of_each(tmp_path, ranks):
         *({"modality_experts": "feed_forward"}, {"modality_experts": "all"}),
         *({"modality_experts": "all", "kv_heads": 2}, {"modality_experts": "all", "qk_norm": False}),
         *({"attention_every": 2}, {"attention_every": 2, "modality_experts": "all"}),
+        *({"norm_kind": "layer"}, {"feed_forward": "gelu"}, {"feed_forward": "gelu", "attention_every": 2}),
+        *({"rotary_fraction": 0.5}, {"rotary_fraction": 0.5, "qk_norm": False, "kv_heads": 1}),
+        *({"qk_norm_kind": "shared_layer"}, {"parallel": True}, PHI, {**PHI, "qk_norm": False}),
     ],
     ids=str,
 )
@@ -135,7 +152,7 @@ def test_what_a_block_keeps_is_counted(changed, bf16):
     for parameter in block.parameters():  # some are the model's to draw
         torch.nn.init.normal_(parameter, std=0.02)
     x = torch.randn(1, 512, config.width, requires_grad=True)
-    turns = [a[:, None] for a in rotary(batch.positions, config.head_dim)]
+    turns = [a[:, None] for a in rotary(batch.positions, config.rotary_dim)]
     model = UnifiedModel(config)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         _, _, places = model.embed_inputs(

@@ -26,6 +26,11 @@ CONFIGS = {
     "llama": LLAMA,
     "biases and an untied head": replace(LLAMA, qkv_bias=True, out_bias=True, tied=False),
     "gau": GAU,
+    "phi": replace(
+        LLAMA,
+        **{"norm_kind": "layer", "parallel": True, "feed_forward": "gelu", "rotary_fraction": 0.75, "head_bias": True},
+        **{"qk_norm_kind": "shared_layer", "qkv_bias": True, "out_bias": True, "tied": False},
+    ),
 }
 TARGETS = {"all": None, "some rows of a matrix": ("v_proj", "up_proj"), "one": ("o_proj",)}
 IDS = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(1))
@@ -198,12 +203,15 @@ STARTS = {
         replace(LLAMA, tied=False, pixel_dim=12, codebook_size=8),
         replace(LLAMA, long_skips=True, qk_norm=False),
         GAU,
+        replace(CONFIGS["phi"], vocab_size=43),
     ],
-    ids=["latents", "three", "skips", "gau"],
+    ids=["latents", "three", "skips", "gau", "phi"],
 )
 def test_what_is_trained_is_counted(config, start, whole):
     known = STARTS[start]
-    known = replace(known, **{n: getattr(config, n) for n in ("block", "kv_heads", "tied", "qk_norm")})
+    kinds = ("norm_kind", "parallel", "feed_forward", "rotary_fraction", "head_bias", "qk_norm_kind")
+    same = ("block", "kv_heads", "tied", "qk_norm", "qkv_bias", "out_bias", *kinds)
+    known = replace(known, **{n: getattr(config, n) for n in same})
     options = adapter(trained_whole=whole)
     model = adapted(config, options, tuple(range(known.vocab_size, config.vocab_size)))
     trains = lora.trains(options, config, known)
@@ -303,3 +311,11 @@ def test_blocks_with_adapters_compile():
     model.text_logits(IDS).sum().backward()
     for name, p in of_adapters(model).items():
         assert torch.allclose(p.grad, expected[name], atol=1e-5 * float(p.grad.abs().max())), name
+
+
+def test_what_a_parallel_block_takes_twice_is_kept_once():
+    """Into attention and into feed-forward goes the same: where one of them is adapted, it is kept."""
+    phi = CONFIGS["phi"]
+    assert adapter(targets=("fc1",)).kept(phi) == (3, 0, 32 + 40)  # frozen alone see o_proj's and fc2's inputs
+    assert adapter(targets=("o_proj",)).kept(phi) == (3, 0, 24 + 40)
+    assert adapter(targets=("o_proj",)).kept(replace(phi, parallel=None)) == (3, 0, 24 + 24 + 40)

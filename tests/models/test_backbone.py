@@ -183,7 +183,7 @@ def test_the_loss_falls_on_a_fixed_batch(option: str) -> None:
 def test_new_parameters_are_of_the_part_that_they_serve(option: str) -> None:
     named = dict(UnifiedModel(config_of(option)).named_parameters())
     text = {name for name in named if is_text_parameter(name)}
-    assert {name.split(".")[0] for name in text} == {"embed", "blocks", "norm"}
+    assert {name.split(".")[0] for name in text} - {"head"} == {"embed", "blocks", "norm"}
     towers = {name for name in named if ".visual." in name}  # what pictures have of blocks for themselves
     assert not towers & text and all(name.replace(".visual.", ".") in text for name in towers)
     assert {name.split("_")[0] for name in named.keys() - text - towers} <= {
@@ -217,6 +217,25 @@ def test_new_parameters_are_of_the_part_that_they_serve(option: str) -> None:
         ({"patch_mask_low": 0.2}, "patch_mask_low"),
         ({"patch_mask_high": 1.5}, "patch_mask_high"),
         ({"patch_mask_low": -0.5, "patch_mask_high": -0.2}, "patch_mask_high"),
+        ({"norm_kind": "rms"}, "norm_kind"),
+        ({"feed_forward": "relu"}, "feed_forward"),
+        ({"rotary_fraction": 0.0}, "rotary_fraction"),
+        ({"rotary_fraction": 1.1}, "rotary_fraction"),
+        ({"rotary_fraction": True}, "rotary_fraction"),
+        ({"rotary_fraction": 0.3}, "rotary_fraction"),  # 3 of 12 channels
+        ({"rotary_fraction": 0.4}, "rotary_fraction"),  # 4, of three axes
+        ({"head_bias": "yes"}, "head_bias"),
+        ({"joined_frame": 2}, "joined_frame"),
+        ({"parallel": 2}, "parallel"),
+        ({"parallel": True, "norm_after": True}, "norm_after"),
+        ({"parallel": True, "modulation": "adaln_zero"}, "modulation"),
+        ({"parallel": True, "modality_experts": "all"}, "modality_experts"),
+        ({"parallel": True, "attention_every": 2}, "attention_every"),
+        ({"joined_frame": True, "attention_every": 2}, "attention_every"),
+        ({"block": "gau", "norm_kind": "layer"}, "norm_kind"),
+        ({"block": "gau", "feed_forward": "gelu"}, "feed_forward"),
+        ({"block": "gau", "rotary_fraction": 0.5}, "rotary_fraction"),
+        ({"block": "gau", "parallel": True}, "parallel"),
     ],
 )
 def test_bad_fields_are_named(fields: dict, wrong: str) -> None:
@@ -337,6 +356,8 @@ def test_long_skips_pair_mirror_images_and_start_as_nothing(layers: int) -> None
                 ("skips", False),
                 ("experts_plain", False),
                 ("recurrent", False),
+                ("phi", True),
+                ("phi_skips", False),
             )
         ),
     ],

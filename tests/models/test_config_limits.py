@@ -279,6 +279,7 @@ def test_widths_that_follow_from_others():
         assert UnifiedConfig(vocab_size=40, width=width, heads=1, head_dim=6).hidden == inner
     assert TokenizerConfig(width=512, compat="official").inner_width == 1365
     assert TokenizerConfig(width=512, compat="official", mlp_width=7).inner_width == 7
+    assert UnifiedConfig(vocab_size=40, width=13, heads=1, head_dim=6, feed_forward="gelu").hidden == 52
     gau = UnifiedConfig(vocab_size=40, width=48, heads=4, block="gau")
     assert (gau.hidden, gau.head_dim, gau.kv_heads, gau.flow_head_width) == (96, 12, 4, 48)
 
@@ -319,6 +320,12 @@ USUAL = {
         "unet_depth": None,
         "step_sizes": None,
         "gau_length": None,
+        "norm_kind": None,
+        "parallel": None,
+        "feed_forward": None,
+        "rotary_fraction": None,
+        "head_bias": None,
+        "joined_frame": None,
         "latent_patchifier": "linear",
         "pixel_patchifier": "bottleneck",
         "unet_width": 128,

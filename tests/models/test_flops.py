@@ -109,6 +109,8 @@ def test_operations_are_those_that_torch_counts_less_masked_pairs(names: tuple[s
         {"modality_experts": "feed_forward"},
         {"modality_experts": "all", "kv_heads": 2},
         {"attention_every": 2, "layers": 5, "kv_heads": 2},
+        {"feed_forward": "gelu", "head_bias": True, "norm_kind": "layer"},
+        {"feed_forward": "gelu", "parallel": True, "rotary_fraction": 0.8, "joined_frame": True},
         {"block": "gau", "long_skips": True, "latent_patchifier": "unet", "flow_head_layers": 1},
     ],
     ids=lambda fields: "+".join(fields),
@@ -165,7 +167,12 @@ def test_the_head_of_masked_codes_is_counted_in_the_mean() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"block": "gau"}, {"modality_experts": "feed_forward"}, {"modality_experts": "all"}], ids=str
+    "fields",
+    [
+        *({}, {"block": "gau"}, {"modality_experts": "feed_forward"}, {"modality_experts": "all"}),
+        *({"feed_forward": "gelu", "modality_experts": "feed_forward"}, {"feed_forward": "gelu", "parallel": True}),
+    ],
+    ids=str,
 )
 def test_frozen_matrices_beside_an_adapter_have_no_gradient_to_compute(fields: dict) -> None:
     config = UnifiedConfig(vocab_size=50, width=32, layers=3, heads=4, time_dim=16, latent_dim=3, **fields)

@@ -261,6 +261,8 @@ def test_what_a_family_cannot_have_is_refused(tmp_path: Path) -> None:
         write_back(skipping, tmp_path / "start", tmp_path / "out")
     with pytest.raises(ValueError, match="UnifiedConfig.modality_experts"):
         write_back(load(tmp_path / "start", modality_experts="feed_forward"), tmp_path / "start", tmp_path / "out")
+    with pytest.raises(ValueError, match="UnifiedConfig.joined_frame: .* has no place for it, the model True"):
+        write_back(load(tmp_path / "start", joined_frame=True), tmp_path / "start", tmp_path / "out")
     both = load_llama(tmp_path / "start", latent_dim=3, codebook_size=CODES)
     assert left_out(both.config, values, "config.json") == ("latents",)
 

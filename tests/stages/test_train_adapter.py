@@ -102,7 +102,7 @@ def start_of(llama: Path) -> dict[str, torch.Tensor]:
     ).state_dict()
 
 
-@pytest.mark.parametrize(("family", "tied"), [("Llama", False), ("Qwen2", True), ("Qwen3", False)])
+@pytest.mark.parametrize(("family", "tied"), [("Llama", False), ("Qwen2", True), ("Qwen3", False), ("Phi", False)])
 def test_the_exported_model_is_the_start_with_the_adapter_that_peft_reads(tmp_path, visual, family, tied):
     """By a second implementation: transformers' own model, whose matrices get alpha / r * B A of the files."""
     folder = corpora.language_model(tmp_path / "start", family, tied)
@@ -114,7 +114,8 @@ def test_the_exported_model_is_the_start_with_the_adapter_that_peft_reads(tmp_pa
     written = json.loads((output / "adapter" / "adapter_config.json").read_text())
     assert written["peft_type"] == "LORA" and written["task_type"] == "CAUSAL_LM" and written["bias"] == "none"
     assert (written["r"], written["lora_alpha"], written["lora_dropout"], written["use_rslora"]) == (4, 8.0, 0.0, False)
-    assert written["target_modules"] == list(MATRICES) and written["base_model_name_or_path"] == str(folder)
+    matrices = (*MATRICES[:3], "dense", "fc1", "fc2") if family == "Phi" else MATRICES
+    assert written["target_modules"] == list(matrices) and written["base_model_name_or_path"] == str(folder)
     reference = transformers.AutoModelForCausalLM.from_pretrained(folder)
     known = text.vocab_size - len(text.added)
     line = torch.randint(known, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -122,8 +123,8 @@ def test_the_exported_model_is_the_start_with_the_adapter_that_peft_reads(tmp_pa
     with torch.no_grad():
         before = reference(line).logits
         for layer in range(2):
-            for name in MATRICES:
-                owner = "self_attn" if name in MATRICES[:4] else "mlp"
+            for name in matrices:
+                owner = "self_attn" if name in matrices[:4] else "mlp"
                 A, B = (
                     factors.pop(f"base_model.model.model.layers.{layer}.{owner}.{name}.lora_{f}.weight") for f in "AB"
                 )

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from omniloom.models.checks import STRICT_AND_DESCRIBED, FieldError, require
 from omniloom.models.unified.config import UnifiedConfig
-from omniloom.models.unified.parameters import num_parameters, qk_norm_parameters
+from omniloom.models.unified.parameters import norm_parameters, num_parameters, qk_norm_parameters
 from omniloom.models.unified.representations import REPRESENTATIONS
 
 WHOLE = ("vocabulary", "norms", "visual")
@@ -40,14 +40,22 @@ def targets_of(c: UnifiedConfig) -> dict[str, Target]:
             "o_proj": Target("unit.out", 0, c.width, c.hidden),
         }
     queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    feed_forward = {
+        "gate_proj": Target("mlp.gate_up", 0, c.hidden, c.width),
+        "up_proj": Target("mlp.gate_up", c.hidden, c.hidden, c.width),
+        "down_proj": Target("mlp.down", 0, c.width, c.hidden),
+    }
+    if c.feed_forward == "gelu":
+        feed_forward = {
+            "fc1": Target("mlp.up", 0, c.hidden, c.width),
+            "fc2": Target("mlp.down", 0, c.width, c.hidden),
+        }
     return {
         "q_proj": Target("attention.qkv", 0, queries, c.width),
         "k_proj": Target("attention.qkv", queries, keys, c.width),
         "v_proj": Target("attention.qkv", queries + keys, keys, c.width),
         "o_proj": Target("attention.out", 0, c.width, queries),
-        "gate_proj": Target("mlp.gate_up", 0, c.hidden, c.width),
-        "up_proj": Target("mlp.gate_up", c.hidden, c.hidden, c.width),
-        "down_proj": Target("mlp.down", 0, c.width, c.hidden),
+        **feed_forward,
     }
 
 
@@ -67,7 +75,8 @@ class AdapterConfig:
     """The product is multiplied by alpha / sqrt(rank) instead (rsLoRA, arXiv 2312.03732)."""
     targets: tuple[str, ...] | None = None
     """Matrices of the blocks, of text where pictures have their own: q_proj, k_proj, v_proj, o_proj, gate_proj,
-    up_proj, down_proj; of GAUs z_proj, v_proj, u_proj, o_proj; null: all of them."""
+    up_proj, down_proj, of a Phi fc1 and fc2 in place of those three; of GAUs z_proj, v_proj, u_proj, o_proj; null: all
+    of them."""
     trained_whole: tuple[Literal["vocabulary", "norms", "visual"], ...] = ()
     """Parts that are trained themselves besides: vocabulary (embedding and head), norms (of blocks and text), visual
     (pictures' inputs and outputs). What the start lacks always is."""
@@ -94,8 +103,10 @@ class AdapterConfig:
         into frozen matrices alone, which keep no input for the backward pass but with `all_inputs`), a position."""
         chosen = self.chosen(config).values()
         inputs = {target.linear: target.inputs for target in chosen}
-        frozen = {target.linear: target.inputs for target in targets_of(config).values()}
-        seen = {} if self.dropout else inputs  # as they are
+        # Of a parallel block attention and feed-forward take the same.
+        shared = {"mlp.gate_up": "attention.qkv", "mlp.up": "attention.qkv"} if config.parallel else {}
+        frozen = {shared.get(t.linear, t.linear): t.inputs for t in targets_of(config).values()}
+        seen = set() if self.dropout else {shared.get(linear, linear) for linear in inputs}  # as they are
         spared = sum(count for linear, count in frozen.items() if linear not in seen)
         return self.rank * len(chosen), sum(inputs.values()) if self.dropout else 0, 0 if all_inputs else spared
 
@@ -158,7 +169,7 @@ def trained_parameters(adapter: AdapterConfig, config: UnifiedConfig, start: Uni
     whole = num_parameters(config) - num_parameters(filled(config, start))
     tables = config.width * (1 if config.tied else 2)
     if "vocabulary" in adapter.trained_whole:
-        whole += tables * config.vocab_size
+        whole += (tables + bool(config.head_bias)) * config.vocab_size
     else:
         added += tables * (config.vocab_size - start.vocab_size)
     if "norms" in adapter.trained_whole:
@@ -170,4 +181,5 @@ def trained_parameters(adapter: AdapterConfig, config: UnifiedConfig, start: Uni
 
 
 def _norms(c: UnifiedConfig) -> int:
-    return c.width + c.layers * (qk_norm_parameters(c) + (1 if c.block == "gau" else 2) * c.width)
+    norms = 1 if c.block == "gau" or c.parallel else 2
+    return norm_parameters(c) + c.layers * (qk_norm_parameters(c) + norms * norm_parameters(c))

@@ -83,12 +83,12 @@ class NewRowsEmbedding(nn.Embedding):
 
 
 class NewRowsHead(Linear):
-    """A head without a bias with the weights of `head`, to some `rows` of which `new_rows` are added; the embedding's
-    own where it is given."""
+    """A head with the weights of `head`, to some `rows` of which `new_rows` are added; the embedding's own where it is
+    given. A bias stays as it is."""
 
     def __init__(self, head: nn.Linear, rows: Tensor, new_rows: nn.Parameter | None):
-        super().__init__(head.in_features, head.out_features, bias=False, device="meta")
-        self.weight = head.weight
+        super().__init__(head.in_features, head.out_features, bias=head.bias is not None, device="meta")
+        self.weight, self.bias = head.weight, head.bias
         self.new_rows = (
             nn.Parameter(self.weight.new_zeros(len(rows), self.in_features)) if new_rows is None else new_rows
         )
@@ -127,7 +127,7 @@ def trains(adapter: AdapterConfig, config: UnifiedConfig, start: UnifiedConfig) 
     def is_trained(name: str) -> bool:
         if _is_added(name) or name not in known:
             return True
-        if name in ("embed.weight", "head.weight"):
+        if name in ("embed.weight", "head.weight", "head.bias"):
             return "vocabulary" in adapter.trained_whole
         return ("norms" if is_norm(name) else "" if is_text_parameter(name) else "visual") in adapter.trained_whole
 

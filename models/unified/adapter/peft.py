@@ -1,6 +1,6 @@
 """An adapter alone, in the files that the PEFT library reads: adapter_config.json and adapter_model.safetensors, on a
-Llama, Mistral or Qwen folder. In: the adapter's weights by our names. Out: the folder. `safetensors` is imported when
-it is written.
+Llama, Mistral, Qwen or Phi folder. In: the adapter's weights by our names. Out: the folder. `safetensors` is imported
+when it is written.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omniloom.models.unified.adapter.config import AdapterConfig
 from omniloom.models.unified.config import UnifiedConfig
+from omniloom.models.unified.llama.families import Names
 
 _OWNERS = {name: "self_attn" for name in ("q_proj", "k_proj", "v_proj", "o_proj")}
 
@@ -23,16 +24,20 @@ def is_whole(adapter: AdapterConfig, config: UnifiedConfig) -> bool:
     return config.block == "llama" and not config.long_skips and not {"vocabulary", "norms"} & {*adapter.trained_whole}
 
 
+def _called(target: str, names: Names) -> str:
+    return names.out if target == "o_proj" else target
+
+
 def write(
     folder: Path,
     adapter: AdapterConfig,
     config: UnifiedConfig,
     tensors: Mapping[str, Tensor],
     base: str,
-    body: str = "model.",
+    names: Names,
 ) -> None:
     """`tensors` are those whose names have `.adapters.` in them; `base` is where the weights that they are on lie,
-    whose blocks `transformers` has in the module `body`."""
+    whose modules `transformers` calls by `names`."""
     from safetensors.torch import save_file
 
     named = {}
@@ -40,8 +45,8 @@ def write(
         path, _, leaf = name.partition(".adapters.")
         target, factor = leaf.split(".")
         layer = path.split(".")[1]
-        owner = _OWNERS.get(target, "mlp")
-        named[f"base_model.model.{body}layers.{layer}.{owner}.{target}.lora_{factor}.weight"] = value.contiguous()
+        module = f"{names.body}layers.{layer}.{_OWNERS.get(target, 'mlp')}.{_called(target, names)}"
+        named[f"base_model.model.{module}.lora_{factor}.weight"] = value.contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(named, folder / "adapter_model.safetensors", {"format": "pt"})
     document = {
@@ -52,7 +57,7 @@ def write(
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
         "use_rslora": adapter.rank_stabilized,
-        "target_modules": list(adapter.chosen(config)),
+        "target_modules": [_called(target, names) for target in adapter.chosen(config)],
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -173,7 +173,7 @@ class _RowWriter:
         self._place(("text", 1), slice(closing, closing + 1))
         self.sheet.visual.append(placed)
         if not placed.objective.causal:
-            around = int(self.config.one_place)
+            around = int(self.config.joins_frame)
             self.full.append((inside.start - around, inside.stop + around))
         self.at, self.number, self.loss_before = closing + 1, self.number + 1, True
 

@@ -216,7 +216,7 @@ def _placed(pieces: Iterable[tuple], last: int, config: UnifiedConfig) -> tuple[
 
 def joined(config: UnifiedConfig, objective: str) -> bool:
     """Whether <boi> and <eoi> are read together with their picture, which they see."""
-    return config.one_place and not OBJECTIVES[objective].causal
+    return config.joins_frame and not OBJECTIVES[objective].causal
 
 
 def opening(config: UnifiedConfig, grid: Grid) -> int:

@@ -15,6 +15,8 @@ from omniloom.models.hf.config_json import Document
 from omniloom.models.unified.config import RopeScaling, SpecialIds, UnifiedConfig
 from omniloom.models.unified.llama.families import Family, described
 
+# What most families have not.
+_PARTS = ("norm_kind", "parallel", "feed_forward", "head_bias")
 # What a BAGEL is to its pictures' latents (arXiv 2505.14683; ByteDance-Seed/Bagel, `Bagel` and `TimestepEmbedder`).
 _OF_TOWER: dict[str, Any] = {
     "rope_scheme": "one_place",
@@ -46,7 +48,8 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
     if document.values.get("head_dim") is None and not family.head_dim and width % heads:
         raise document.wrong("hidden_size", f"a multiple of num_attention_heads={heads}")
     biased = family.bias_key and document.flag("attention_bias")
-    base, scaling = _rope(document, family.rope_base)
+    has_qk_norm = family.qk_norm is not None and (family.qk_key is None or document.flag(family.qk_key))
+    base, scaling, fraction = _rope(document, family)
     decided = {
         "vocab_size": document.integer("vocab_size"),
         "width": width,
@@ -55,17 +58,20 @@ def architecture(values: Any, where: str) -> dict[str, Any]:
         "layers": document.integer("num_hidden_layers"),
         "head_dim": document.integer("head_dim", head_dim),
         "hidden": document.integer("intermediate_size"),
-        "norm_eps": document.number("rms_norm_eps", family.norm_eps),
+        "norm_eps": document.number(family.eps_key, family.norm_eps),
         "rope_base": base,
         "rope_scaling": scaling,
-        "qk_norm": family.qk_norm is not None,
-        "qk_norm_kind": family.qk_norm or "rms",
+        "rotary_fraction": fraction,
+        "qk_norm": has_qk_norm,
+        "qk_norm_kind": family.qk_norm if family.qk_norm and has_qk_norm else "rms",
         "norm_after": family.after_key is not None and document.flag(family.after_key),
         "out_bias": biased,
         "qkv_bias": family.qkv_bias or biased,
         "tied": found.whole.flag("tie_word_embeddings", family.tied),
         "block": "llama",
         "attention_every": None,
+        **dict.fromkeys(_PARTS),
+        **dict(family.shape),
     }
     return decided if found.codes is None else {**decided, "code_dim": found.codes.dim}
 
@@ -76,9 +82,8 @@ def _silent(document: Document, key: str, family: int | None, otherwise: int) ->
 
 
 def _refuse_variants(document: Document, family: Family) -> None:
-    document.only("hidden_act", "silu")
+    document.only("hidden_act", family.activation)
     document.only("mlp_bias", False, None)
-    document.only("partial_rotary_factor", 1.0, None)
     document.only("quantization_config", None)
     document.only("use_sliding_window", False, None)
     layer_types = document.values.get("layer_types") or []
@@ -88,8 +93,9 @@ def _refuse_variants(document: Document, family: Family) -> None:
         raise document.wrong("sliding_window", "null, as nothing here attends in a window (absent means 4096)")
 
 
-def _rope(document: Document, usual: float) -> tuple[float, RopeScaling | None]:
-    """Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`."""
+def _rope(document: Document, family: Family) -> tuple[float, RopeScaling | None, float | None]:
+    """Base, scaling and the share of a head that turns, from `rope_parameters` (transformers 5) or `rope_theta`,
+    `rope_scaling` and `partial_rotary_factor`."""
     key = "rope_parameters" if document.values.get("rope_parameters") is not None else "rope_scaling"
     rope = document.values.get(key)
     if rope is None:
@@ -97,17 +103,24 @@ def _rope(document: Document, usual: float) -> tuple[float, RopeScaling | None]:
     if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
         raise document.wrong(key, "one object of rotary parameters, or null")
     inner = Document(rope, f"{document.where}: {key}")
-    inner.only("partial_rotary_factor", 1.0, None)
+    fraction = family.rotary_fraction
+    if fraction is None:
+        for held in (document, inner):
+            held.only("partial_rotary_factor", 1.0, None)
+    else:
+        fraction = document.number("partial_rotary_factor", fraction)
+        fraction = inner.number("partial_rotary_factor", fraction)
+    usual = family.rope_base
     base = inner.number("rope_theta") if "rope_theta" in rope else document.number("rope_theta", usual)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", None):
-        return base, None
+        return base, None, fraction
     if kind != "llama3":
         raise ValueError(f"{inner.where}.rope_type: expected 'default' or 'llama3', got {kind!r}")
     length = inner.integer("original_max_position_embeddings", document.values.get("max_position_embeddings"))
     factor, low, high = (inner.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     try:
-        return base, RopeScaling(factor, low, high, original_length=length)
+        return base, RopeScaling(factor, low, high, original_length=length), fraction
     except ValueError as error:
         raise ValueError(f"{inner.where}: {error}") from None
 
@@ -125,8 +138,8 @@ def config_from_llama(
 
     values      the parsed JSON; `where` names its file in errors
     specials    ids of our special tokens. The vocabulary grows where one lies behind it. Without them it stays
-                as it is: <bos>, <eos> and <pad> are the file's where it names them, and the others stand on its
-                last ids, which text goes on using: give `specials` to train with pictures
+                as it is: those that the file names are its own, and the others stand on its last ids, which text
+                goes on using: give `specials` to train with pictures
     vocab_size  rows of the vocabulary at least
     overrides   other fields of `UnifiedConfig`; those that `architecture` gives may only be confirmed, and
                 `codebook_size` where the checkpoint has codes. Such a model counts positions in pictures as in texts
@@ -150,12 +163,21 @@ def config_from_llama(
     own = decided["vocab_size"]
     if vocab_size is not None and vocab_size < own:
         raise ValueError(f"vocab_size: {where} has {own} tokens, got {vocab_size}")
+    around = found.codes.specials if found.codes else ()
     if specials is None:
-        specials = _file_specials(found.text.values, own, found.text.where)
+        told = {f"{name}_token_id": number for name, number in around}
+        specials = _file_specials({**found.text.values, **told}, own, found.text.where)
+    for name, number in around:
+        if getattr(specials, name) != number:
+            raise ValueError(
+                f"specials.{name}: {where} has it at {number}, the tokenizer at {getattr(specials, name)}: it lacks "
+                "the tokens around pictures, or has them elsewhere (docs/open_models.md)"
+            )
     top = max(getattr(specials, f.name) for f in fields(specials))
     rows = max(own, vocab_size or 0, top + 1)
     # Heads too narrow for three axes are toys', but they load.
-    overrides.setdefault("axes", max(2, min(3, decided["head_dim"] // 2)))
+    turning = int(decided["head_dim"] * (decided["rotary_fraction"] or 1))
+    overrides.setdefault("axes", max(2, min(3, turning // 2)))
     try:
         return UnifiedConfig(**{**overrides, **decided, "vocab_size": rows}, latent_dim=latent_dim, specials=specials)
     except ValueError as error:
@@ -166,13 +188,13 @@ def _file_specials(values: dict, vocab_size: int, where: str) -> SpecialIds:
     if vocab_size < len(fields(SpecialIds)):
         raise ValueError(f"{where}: vocab_size: expected at least {len(fields(SpecialIds))}, got {vocab_size}")
     known: dict[str, int] = {}
-    for name in ("bos", "eos", "pad"):
+    for name in ("bos", "eos", "pad", "boi", "bov", "eoi"):
         value = values.get(f"{name}_token_id")
         # A chat model has several ends, of which the first is the text's.
         value = value[0] if isinstance(value, list) and value else value
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
             continue
-        if name != "pad" or value not in known.values():
+        if name in ("bos", "eos") or value not in known.values():
             known[name] = value
     free = (i for i in reversed(range(vocab_size)) if i not in known.values())
     return SpecialIds(**{f.name: known[f.name] if f.name in known else next(free) for f in fields(SpecialIds)})

@@ -7,32 +7,50 @@ Chameleon                  the file itself; model.*, lm_head                    
 Emu3                       text_config; text_model.model.*, text_model.lm_head     tokens <|visual token *|>
 Janus                      text_config; model.language_model.*, lm_head            an embedding with an MLP, a head
 BAGEL                      the file llm_config.json; language_model.*              latents, in a tower of their own
+Phi                        the file itself; model.*, lm_head                       none
+Show-o                     phi-1.5's, or the file llm_config.json; showo.*         the last tokens, before the mask
 
 Chameleon (arXiv 2405.09818), Emu3 (arXiv 2409.18869) and Janus-Pro (arXiv 2501.17811) as `transformers` has them,
 BAGEL (arXiv 2505.14683) as its authors' repository lays it out, ByteDance-Seed/Bagel: two towers, each a Qwen2 with
-QK-norm, of texts and of latents. Codes that are tokens keep their rows of the vocabulary, and `code_in` and `code_out`
-begin as copies of them: texts are read with the one, pictures with the other.
+QK-norm, of texts and of latents. Show-o (arXiv 2408.12528) as its authors' repository lays it out, showlab/Show-o: a
+Phi with QK-norm, whose vocabulary is that of phi-1.5's tokenizer, ten tokens around pictures, the codes and the mask.
+Codes that are tokens keep their rows of the vocabulary, and `code_in` and `code_out` begin as copies of them: texts are
+read with the one, pictures with the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from omniloom.models.hf.config_json import Document
 
-BAGEL = "BagelForConditionalGeneration"
+BAGEL, SHOW_O = "BagelForConditionalGeneration", "Showo"
+OF_AUTHORS = (BAGEL, SHOW_O)  # layouts that `transformers` does not have
+# What a Show-o says of its language model, which is named by another folder's address (microsoft/phi-1_5).
+_PHI_1_5 = {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 32,
+    "bos_token_id": 50256,
+    "eos_token_id": 50256,
+}
+_AROUND = ("pad", "boi", "eoi", "bov")  # of a Show-o's ten tokens, behind the tokenizer's in this order, those we have
 
 
 @dataclass(frozen=True)
 class Codes:
-    """The picture codes of a checkpoint: how many; `tokens`, their ids in the vocabulary in the order of the codes, or
-    `dim`, the numbers of an embedding of their own."""
+    """The picture codes of a checkpoint: how many; `tokens`, their ids in the vocabulary in the order of the codes, and
+    that of the `mask`, or `dim`, the numbers of an embedding of their own; `specials`, names and ids of tokens around
+    them, as far as the file says."""
 
     size: int
     tokens: tuple[int, ...] = ()
     dim: int | None = None
+    mask: int | None = None
+    specials: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,16 +59,24 @@ class Names:
 
     body: str = "model."
     head: str = "lm_head.weight"
+    norm: str = "norm"  # the last one
+    out: str = "o_proj"  # of attention
+    head_norms: tuple[str, str] = ("q_norm", "k_norm")
 
     @property
     def embedding(self) -> str:
         return f"{self.body}embed_tokens.weight"
 
+    @property
+    def head_bias(self) -> str:
+        return f"{self.head.removesuffix('weight')}bias"
+
 
 @dataclass(frozen=True)
 class Family:
     """How an architecture differs from Llama, and what its `config.json` means where it is silent. A family with
-    `bias_key` has biases on query, key, value and output where that key is true."""
+    `bias_key` has biases on query, key, value and output where that key is true; one with `qk_key` QK-norms where that
+    key is."""
 
     kv_heads: int | None = None  # None: as many as heads
     head_dim: int | None = None  # None: width / heads
@@ -58,8 +84,12 @@ class Family:
     qk_norm: str | None = None  # a kind of `UnifiedConfig.qk_norm_kind`
     bias_key: bool = False
     window: bool = False  # has a sliding window unless `sliding_window` is null
+    qk_key: str | None = None
+    eps_key: str = "rms_norm_eps"
     norm_eps: float = 1e-6
+    activation: str = "silu"
     rope_base: float = 10000.0
+    rotary_fraction: float | None = None  # what it is by default, of a family that has the choice
     tied: bool = False
     after_key: str | None = None  # norms stand behind attention and MLP where that key is true
     text: str | None = None  # the key that the language model's config stands under
@@ -68,6 +98,8 @@ class Family:
     others: tuple[str, ...] = ()  # how the names of parts begin that are no language model's
     tower: str | None = None  # what the names of the tower of latents have in them that those of texts have not
     text_file: str | None = None  # the file of the language model's config, where it has one of its own
+    shape: tuple[tuple[str, Any], ...] = ()  # fields of `UnifiedConfig` that are always so
+    is_fixed: bool = False  # its config has no place for another vocabulary or type
 
     def is_other(self, key: str) -> bool:
         """Whether a tensor is of a part that is no language model's, and where it is not read written back as it
@@ -124,6 +156,30 @@ def _janus(document: Document) -> Codes:
     return Codes(codes.integer("num_embeddings", 16384), dim=codes.integer("embed_dim", 8))
 
 
+def _show_o(document: Document) -> Codes:
+    """Before the codes a tokenizer's tokens and those around pictures, behind them the mask."""
+    size, rows = document.integer("codebook_size", 8192), document.integer("vocab_size")
+    words, first = document.integer("llm_vocab_size"), rows - 1 - size
+    if first < words + len(_AROUND):
+        raise document.wrong("vocab_size", f"more than llm_vocab_size and {len(_AROUND)} tokens, the codes and a mask")
+    document.only("mask_token_id", rows - 1)
+    around = tuple((name, words + number) for number, name in enumerate(_AROUND))
+    return Codes(size, tuple(range(first, first + size)), mask=rows - 1, specials=around)
+
+
+_PHI = Family(
+    qk_norm="shared_layer",
+    qk_key="qk_layernorm",
+    eps_key="layer_norm_eps",
+    norm_eps=1e-5,
+    activation="gelu_new",
+    rotary_fraction=0.5,
+    names=(Names(norm="final_layernorm", out="dense", head_norms=("q_layernorm", "k_layernorm")),),
+    shape=(
+        *(("norm_kind", "layer"), ("parallel", True), ("feed_forward", "gelu")),
+        *(("qkv_bias", True), ("out_bias", True), ("head_bias", True)),
+    ),
+)
 FAMILIES = {
     "LlamaForCausalLM": Family(bias_key=True),
     "MistralForCausalLM": Family(kv_heads=8, window=True),
@@ -165,17 +221,33 @@ FAMILIES = {
         others=("vit_", "connector.", "vae2llm.", "llm2vae.", "time_embedder.", "latent_pos_embed."),
         tower="_moe_gen",
     ),
+    "PhiForCausalLM": _PHI,
+    SHOW_O: replace(
+        _PHI,
+        text="llm_config",
+        names=(replace(_PHI.names[0], body="showo.model.", head="showo.lm_head.weight"),),
+        codes=_show_o,
+        others=("mm_projector.",),
+        shape=(*_PHI.shape, ("joined_frame", True)),
+        is_fixed=True,
+    ),
 }
 
 
 def read_values(read: Callable[[str], Any]) -> Any:
     """What a folder says that it is. `read` gives the parsed JSON of a file there, None where there is none. That of a
-    BAGEL, whose config.json differs from copy to copy, is told by its llm_config.json."""
-    if (language := read("llm_config.json")) is not None:
-        whole = read("config.json")
+    BAGEL, whose config.json differs from copy to copy, is told by its llm_config.json; a Show-o says what class it is,
+    and its language model is phi-1.5 but for what an llm_config.json says."""
+    whole, language = read("config.json"), read("llm_config.json")
+    if isinstance(whole, dict) and whole.get("_class_name") == SHOW_O:
+        known = language if isinstance(language, dict) else {}
+        # Whatever its Phi's config says.
+        told = {**_PHI_1_5, **known, "vocab_size": whole.get("vocab_size"), "qk_layernorm": True}
+        return {**whole, "architectures": [SHOW_O], "llm_config": told}
+    if language is not None:
         told = {"interpolate_pos": whole.get("interpolate_pos", False)} if isinstance(whole, dict) else {}
         return {"architectures": [BAGEL], "llm_config": language, **told}
-    return read("config.json")
+    return whole
 
 
 @dataclass(frozen=True)

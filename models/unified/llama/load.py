@@ -30,7 +30,7 @@ from omniloom.models.unified.positions import cells, sinusoids
 _TEXT = ("embed.", "blocks.", "norm.", "head.")
 _TOWER = ".visual."
 _NAMED = (torch.nn.Module.named_parameters, torch.nn.Module.named_buffers)
-_VOCABULARY = ("embed.weight", "head.weight")
+_VOCABULARY = ("embed.weight", "head.weight", "head.bias")
 _NEW_ROW_SPREAD = 0.1
 _ROUNDED = 0.01  # sinusoids in half precision
 
@@ -57,9 +57,9 @@ def load_llama(
     `text_logits(ids)` equals `transformers`' logits; the vocabulary is the file's unless `specials` or `vocab_size`
     ask for more rows. New rows start near the mean of the others. A file whose head is another matrix than its
     embedding has a head of its own, whatever `tie_word_embeddings` says: `config.tied` of the model is then False.
-    With `codebook_size` codes are read where the file has some; the mask's row starts as a new one. With `latent_dim` a
-    tower of latents is read where the family has one, unless `rope_scheme` says otherwise. Other visual parts are drawn
-    from torch's global generator, for `latent_dim` channels.
+    With `codebook_size` codes are read where the file has some; the mask's row starts as a new one where the file has
+    none. With `latent_dim` a tower of latents is read where the family has one, unless `rope_scheme` says otherwise.
+    Other visual parts are drawn from torch's global generator, for `latent_dim` channels.
 
     new_tokens                       ids that the checkpoint's tokenizer did not have: files pad the vocabulary with
                                      rows that nothing trained, which then start as new rows do

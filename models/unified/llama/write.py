@@ -3,10 +3,11 @@
 weights in place of its own, and whatever else it holds: vision towers and picture tokenizers stay to the last bit.
 
 What pictures' codes are predicted through, `code_norm`, is the text's last norm there: W diag(g) with g = code_norm /
-norm takes its place, which computes the same. Codes that are tokens are chosen among codes alone here, so that training
-leaves a vector that all rows of `code_out` share undecided, while texts there are predicted against all tokens: the
-mean of the rows is that of the codes' rows in the text head, where training drove them away from texts. All codes'
-logits at a place move by one number, which no choice among them sees; what an adapter left as it was moves not at all.
+norm takes its place, which computes the same; what biases of LayerNorms differ by goes into that of the head. Codes
+that are tokens are chosen among codes alone here, so that training leaves a vector that all rows of `code_out` share
+undecided, while texts there are predicted against all tokens: the mean of the rows is that of the codes' rows in the
+text head, where training drove them away from texts. All codes' logits at a place move by one number, which no choice
+among them sees; what an adapter left as it was moves not at all.
 
 Errors: ValueError naming the file and the key, or the field of `UnifiedConfig` that the start's family cannot have.
 """
@@ -36,7 +37,7 @@ from omniloom.models.unified.model import UnifiedModel
 COPIED = ("*.json", "*.txt", "*.jinja", "*.model", "ae.safetensors")
 _DTYPES = ("dtype", "torch_dtype")
 _NOWHERE = ("long_skips", "mup")  # what changes texts and no family has
-_OF_CODES = ("modality_experts",)  # what changes pictures alone
+_OF_CODES = ("modality_experts", "joined_frame")  # what changes pictures alone
 
 
 def left_out(config: UnifiedConfig, values: Any, where: str) -> tuple[str, ...]:
@@ -79,7 +80,8 @@ def write_back(model: UnifiedModel, start: str | Path, folder: str | Path) -> No
         _write_index(folder, shards, start)
     document, own_file = _document(values, config, model, found), found.family.text_file
     told = json.dumps(document[str(found.family.text)] if own_file else document, indent=2)
-    (folder / (own_file or "config.json")).write_text(told, encoding="utf-8")
+    if not found.family.is_fixed:
+        (folder / (own_file or "config.json")).write_text(told, encoding="utf-8")
     for file in (file for pattern in COPIED for file in sorted(start.glob(pattern))):
         if not (folder / file.name).exists() and file.name != INDEX:
             shutil.copyfile(file, folder / file.name)
@@ -92,12 +94,12 @@ def _check(config: UnifiedConfig, values: Any, where: str, found: Described) -> 
         if own == value or name == "tied":
             continue
         if name == "vocab_size":
-            if own < value:
+            if own < value or found.family.is_fixed:
                 raise ValueError(f"UnifiedConfig.vocab_size: {where} has {value} tokens, the model {own}")
         else:
             raise ValueError(f"UnifiedConfig.{name}: {where} has {value!r}, the model {own!r}")
     for name in (*_NOWHERE, *(_OF_CODES if config.codebook_size is not None and found.codes else ())):
-        if value := getattr(config, name):
+        if (value := getattr(config, name)) and name not in decided:
             raise ValueError(f"UnifiedConfig.{name}: {where} has no place for it, the model {value!r}")
     if found.codes and config.codebook_size is not None and config.has_experts:
         raise ValueError(
@@ -114,7 +116,7 @@ def _written(model: UnifiedModel, table: Table) -> dict[str, Tensor]:
     """The file's tensors, of the model's parameters. Rows that several share are the last one's."""
     made: dict[str, Tensor] = {}
     for name, sources in table.items():
-        if name == "code_norm.weight":
+        if name.startswith("code_norm."):
             continue
         value, at = _parameter(model, name, sources[0].rows if sources else ()), 0
         for source in sources:
@@ -129,19 +131,37 @@ def _written(model: UnifiedModel, table: Table) -> dict[str, Tensor]:
 
 
 def _parameter(model: UnifiedModel, name: str, tokens: Sequence[int]) -> Tensor:
-    value = model.get_parameter(name).detach().cpu()
-    if name not in ("code_out.weight", "code_out.0.weight"):
-        return value
-    norm, own = (model.get_parameter(key).detach().cpu().float() for key in ("norm.weight", "code_norm.weight"))
-    if not torch.equal(norm, own):
-        if not norm.all():
-            raise ValueError("norm.weight: holds a 0, behind which the codes' own norm cannot be written")
-        value = (value.float() * (own / norm)).to(value.dtype)
+    if name not in ("code_out.weight", "code_out.bias", "code_out.0.weight"):
+        return _held(model, name)
+    value = _behind_the_last_norm(model, name)
     if tokens:
-        known = model.head.weight.detach().cpu()[list(tokens)]
+        known = _held(model, name.replace("code_out", "head"))[list(tokens)]
         if not torch.equal(value, known):
             value = value - value.mean(0) + known.mean(0)
     return value
+
+
+def _held(model: UnifiedModel, name: str) -> Tensor:
+    return model.get_parameter(name).detach().cpu()
+
+
+def _behind_the_last_norm(model: UnifiedModel, name: str) -> Tensor:
+    """What takes the place of a parameter that reads what `code_norm` gives, where it reads what `norm` gives."""
+    owner, _, kind = name.rpartition(".")
+    weight = _held(model, f"{owner}.weight")
+    norm, own = (_held(model, key).float() for key in ("norm.weight", "code_norm.weight"))
+    if not torch.equal(norm, own):
+        if not norm.all():
+            raise ValueError("norm.weight: holds a 0, behind which the codes' own norm cannot be written")
+        weight = (weight.float() * (own / norm)).to(weight.dtype)
+    if kind == "weight":
+        return weight
+    bias = _held(model, name)
+    if model.config.norm_kind == "layer":
+        norm, own = (_held(model, key).float() for key in ("norm.bias", "code_norm.bias"))
+        moved = _held(model, f"{owner}.weight").float() @ own - weight.float() @ norm
+        bias = (bias.float() + moved).to(bias.dtype) if moved.any() else bias
+    return bias
 
 
 def _save(tensors: dict[str, Tensor], file: Path) -> None:
