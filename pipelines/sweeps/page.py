@@ -117,11 +117,11 @@ def _over_fields(found: Results) -> list[dict[str, Any]]:
     for path, name in short_names(dict.fromkeys(path for row in found.rows for path in row.values)).items():
         rows = [row for row in _judged(found) if path in row.values]
         values = [row.values[path] for row in rows]
-        axis = name
+        axis, note = name, ""
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
             known = list(dict.fromkeys(map(shown, values)))
             places = [known.index(shown(value)) + 1.0 for value in values]
-            axis = "; ".join(f"{place}: {value}" for place, value in enumerate(known, 1))
+            note = "; ".join(f"{place}: {value}" for place, value in enumerate(known, 1))
         elif values and min(values) > 0 and max(values) >= 20 * min(values):
             places, axis = [math.log10(value) for value in values], f"log10 of {name}"
         else:
@@ -129,7 +129,7 @@ def _over_fields(found: Results) -> list[dict[str, Any]]:
         points = sorted((place, row.figure.value) for place, row in zip(places, rows) if row.figure)
         if len({place for place, _ in points}) > 1:
             series = {found.goal.name: _apart(points)}
-            charts.append({"title": f"Over {name}", "x": axis, "y": found.goal.name, "series": series})
+            charts.append({"title": f"Over {name}", "x": axis, "y": found.goal.name, "series": series, "note": note})
     return charts
 
 

@@ -659,3 +659,16 @@ def test_a_trial_tells_with_its_number_before_its_stages_and_its_rows_go():
             with one:
                 one.start("train", "never ran")
             assert list(bars._tasks) == ["2/train"]
+
+
+def test_values_that_are_no_numbers_are_named_whole_below_their_chart(swept):
+    from omniloom.pipelines.sweeps.page import render
+
+    field = "stages.train.objectives"
+    values = [{"latent_diffusion": 1.0}, {"next_code": 0.5, "masked_code": 0.5}]
+    trials = swept({LR: [0.01, 0.02]})
+    made = rows({1: 0.5, 2: 0.9})
+    for row, value in zip(made, values, strict=True):
+        row.values = {field: value}
+    page = render(Results("demo", "id", goal(), made), trials, {trial.number: trial for trial in trials.known})
+    assert '<p class="note">1: {latent_diffusion: 1.0}; 2: {next_code: 0.5, masked_code: 0.5}</p>' in page
