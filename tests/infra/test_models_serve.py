@@ -91,7 +91,10 @@ def test_served_pixels_are_those_of_sample(tmp_path, bundle):  # noqa: F811
     import mlflow
 
     mlflow.set_tracking_uri(settings.uri)
-    asked = Path(mlflow.artifacts.download_artifacts("models:/digits/1/requirements.txt", dst_path=str(tmp_path)))
+    try:
+        asked = Path(mlflow.artifacts.download_artifacts("models:/digits/1/requirements.txt", dst_path=str(tmp_path)))
+    finally:
+        mlflow.set_tracking_uri(None)  # it is in the environment, too, and would lead other tests here
     wanted = [line for line in asked.read_text().splitlines() if line.strip()]
     assert not [line for line in wanted if "omniloom" in line.lower()], "what is on no index"
     python = environment(tmp_path / "env", wanted)
