@@ -15,7 +15,8 @@ from omniloom.stages.ingest.files.listing import list_files
 from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.kinds.table import open_source
 from omniloom.stages.ingest.look.looking import Look, Proposed, look
-from omniloom.stages.ingest.look.pairing import Pairing, named, paired
+from omniloom.stages.ingest.look.pairing import named, paired
+from omniloom.stages.ingest.look.said import Pairing
 from omniloom.stages.ingest.options import SourceConfig
 
 MEDIA = ("image", "video")

@@ -204,6 +204,72 @@ def database(root: Path) -> None:
         library.commit()
 
 
+def packet(number: int, before: str = "") -> str:
+    """XMP as Lightroom and darktable write it: the description in several languages, and more that is no caption."""
+    said = f'<rdf:li xml:lang="de">Bild {number}</rdf:li><rdf:li xml:lang="x-default">{caption(number)}</rdf:li>'
+    about = "<dc:subject><rdf:Bag><rdf:li>a long keyword that is on every picture</rdf:li></rdf:Bag></dc:subject>"
+    return (
+        f'<?xpacket begin="{before}" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description xmlns:xmp="http://ns.adobe.com/xap/'
+        '1.0/" xmlns:dc="http://purl.org/dc/elements/1.1/" xmp:Rating="3" xmp:CreatorTool="a program of some name">'
+        f"{about}<dc:title><rdf:Alt><rdf:li xml:lang='x-default'>DSC {number}</rdf:li></rdf:Alt></dc:title>"
+        f"<dc:description><rdf:Alt>{said}</rdf:Alt></dc:description></rdf:Description></rdf:RDF></x:xmpmeta>"
+        '<?xpacket end="w"?>'
+    )
+
+
+def xmp_beside(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / f"DSC{n:05d}.png", n)
+        (root / f"DSC{n:05d}.{'png.' * (n % 2)}xmp").write_text(packet(n))
+
+
+def written_as_xmp(root: Path) -> None:
+    root.mkdir()
+    for n in NUMBERS:
+        draw(root / f"{n}.png", n)
+        info = PngImagePlugin.PngInfo()
+        info.add_itxt("XML:com.adobe.xmp", packet(n, "\ufeff"))
+        image = Image.open(root / f"{n}.png")
+        if n % 2:
+            image.save(root / f"{n}.png", pnginfo=info)
+        else:
+            image.save(root / f"{n}.jpg", xmp=packet(n, "\ufeff").encode())
+            (root / f"{n}.png").unlink()
+
+
+def pages_with_front_matter(root: Path) -> None:
+    """As a blog keeps them, in folders of their own."""
+    for n in NUMBERS:
+        draw(root / "assets" / f"{n}.png", n)
+        (root / "_posts").mkdir(exist_ok=True)
+        page = f'---\nlayout: post\ntitle: "{caption(n)}"\ncover:\n  image: /assets/{n}.png\n---\n\nMore of it.\n'
+        (root / "_posts" / f"2024-01-{n}-entry.md").write_text(page)
+
+
+def pages_about_pictures(root: Path) -> None:
+    for n in NUMBERS:
+        draw(root / "assets" / f"{n}.png", n)
+        (root / f"note{n * 7}.md").write_text(f"---\nimage: assets/{n}.png\nrating: {n}\n---\n{caption(n)}\n")
+
+
+def documents_elsewhere(root: Path) -> None:
+    """A JSON document for each picture, under a name of its own."""
+    for n in NUMBERS:
+        draw(root / "img" / f"{n}.png", n)
+        (root / "docs").mkdir(exist_ok=True)
+        told = {"asset": {"path": f"img/{n}.png", "width": 40}, "what": caption(n)}
+        (root / "docs" / f"{900 - 13 * n:x}f.json").write_text(json.dumps(told))
+
+
+def folder_of_each_picture(root: Path) -> None:
+    for n in NUMBERS:
+        folder = root / f"item_{n}"
+        draw(folder / "images" / "main.png" if n % 2 else folder / "main.png", n)
+        (folder / "description.txt").write_text(caption(n) + "\n")
+        (folder / "LICENSE.txt").write_text("All rights are kept by those who made the pictures.\n")
+
+
 def names_of_files(root: Path) -> None:
     for n in NUMBERS:
         draw(root / f"{caption(n).replace(', ', ' ').replace(' ', '_')}_{'abcdefghijklmnopqrstu'[n] * 3}.png", n)
@@ -215,7 +281,8 @@ ODD: dict[str, Callable[[Path], None]] = {
         *(texts_elsewhere, json_of_names, table_of_ids, json_beside, unquoted_table, numbered_lines),
         *(other_separators, lines_in_order, table_of_each_album, yaml_of_names, xml_of_each_picture, one_xml, gallery),
         *(texts_of_a_language, written_in_the_pictures, written_as_exif),
-        *(sections_of_each_album, lines_of_quoted_names, database),
+        *(sections_of_each_album, lines_of_quoted_names, database, xmp_beside, written_as_xmp),
+        *(pages_with_front_matter, pages_about_pictures, documents_elsewhere, folder_of_each_picture),
     )
 }
 
@@ -252,6 +319,21 @@ def test_what_a_camera_writes_into_every_picture_is_no_caption(here):
         info.add_text("Description", "OLYMPUS DIGITAL CAMERA")
         Image.open(here / "photos" / f"{n}.png").save(here / "photos" / f"{n}.png", pnginfo=info)
     assert init(str(here / "photos"), machine=HERE).corpus.captioned == 0
+
+
+def test_what_a_folder_of_many_pictures_says_is_no_caption(here):
+    for n in range(40):
+        draw(here / "photos" / f"class{n % 2}" / f"{n}.png", n)
+    for kind in (0, 1):
+        (here / "photos" / f"class{kind}" / "readme.txt").write_text(f"These are the pictures of the class {kind}.")
+    assert not init(str(here / "photos"), machine=HERE).manifests
+
+
+def test_a_licence_in_the_folder_of_each_picture_is_no_caption(here):
+    for n in NUMBERS:
+        draw(here / "photos" / f"item_{n}" / "main.png", n)
+        (here / "photos" / f"item_{n}" / "LICENSE.txt").write_text("All rights are kept.\n")
+    assert not init(str(here / "photos"), machine=HERE).manifests
 
 
 def test_boxes_of_a_detector_are_no_captions(here):

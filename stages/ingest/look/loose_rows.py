@@ -27,7 +27,7 @@ def readings(text: str, ending: str = "") -> Iterator[list[dict[str, Any]]]:
     """The rows that a text may be, in each way that it can be read; YAML is read of files that end so alone, as most
     texts are some YAML."""
     if ending in (".yaml", ".yml"):
-        yield from _lists(_yaml(text))
+        yield from _lists(yaml_document(text))
         return
     if ending == ".ini":
         yield _sections(text)
@@ -68,7 +68,7 @@ def _sections(text: str) -> list[dict[str, Any]]:
     return [{"section": name, **parser[name]} for name in parser.sections()]
 
 
-def _yaml(text: str) -> Any:
+def yaml_document(text: str) -> Any:
     """The document; None of what is none. No tag makes an object."""
     import yaml
 

@@ -19,7 +19,7 @@ _DEEPEST = 200
 
 
 def readings(text: str) -> Iterator[list[dict[str, Any]]]:
-    root = _parsed(text)
+    root = parsed(text)
     if root is None:
         return
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -31,7 +31,7 @@ def readings(text: str) -> Iterator[list[dict[str, Any]]]:
 
 def document(text: str) -> dict[str, Any]:
     """What an XML document says as one row, as of a file for each picture; empty where it is none."""
-    root = _parsed(text)
+    root = parsed(text)
     return {} if root is None else _row(root)
 
 
@@ -52,7 +52,7 @@ def _row(element: ElementTree.Element) -> dict[str, Any]:
     return {name: values if len(values) > 1 else values[0] for name, values in found.items()}
 
 
-def _parsed(text: str) -> ElementTree.Element | None:
+def parsed(text: str) -> ElementTree.Element | None:
     """Strict XML, else what a browser would see; None of what declares entities, which may grow without end."""
     if "<!ENTITY" in text:
         return None

@@ -1,4 +1,4 @@
-"""Captions that pictures carry in themselves: PNG texts, EXIF, IPTC and comments.
+"""Captions that pictures carry in themselves: PNG texts, EXIF, IPTC, XMP and comments.
 
 In: a root and paths of pictures. Out: the caption by path, of those that have one. What a camera or a program writes
 into every file is no caption: most of what is found has to differ.
@@ -14,6 +14,7 @@ from omniloom.infra.errors import InputError
 from omniloom.stages.data.media.limits import DEFAULT_LIMITS, MediaError
 from omniloom.stages.ingest.files.roots import Root
 from omniloom.stages.ingest.files.suffixes import IMAGES, suffix
+from omniloom.stages.ingest.look import xmp
 
 _FIRST = 40  # pictures, of which some have to say something before all are read
 _INFOS = ("caption", "description", "title", "parameters", "prompt", "comment")  # of PNG, WebP, GIF and JPEG
@@ -59,6 +60,7 @@ def _texts(image: Any) -> list[Any]:
     exif = image.getexif()
     return [
         (IptcImagePlugin.getiptcinfo(image) or {}).get(_IPTC_CAPTION),
+        xmp.description(_words(image.info.get("xmp"))),
         *(_decoded(exif.get(tag), name) for tag, name in _EXIF.items()),
         *(infos.get(name) for name in _INFOS),
     ]
