@@ -65,6 +65,10 @@ class UnifiedConfig(Conditional):
         "modulation": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
         "time_scale": Use(lambda c: c.has_times, "a diffusion, whose times it takes in"),
         "modality_experts": Use(lambda c: bool(c.representations), "a model of pictures"),
+        "joined_frame": Use(
+            lambda c: bool(c.representations) and not c.one_place,
+            "a model of pictures, and another rope_scheme than one_place, which has it",
+        ),
     }
 
     vocab_size: int
@@ -82,8 +86,8 @@ class UnifiedConfig(Conditional):
     head_dim: Derived[int] = derived()
     """Channels of a head; null: width / heads."""
     hidden: Derived[int] = derived()
-    """Inner width of a block's SwiGLU, or of a GAU; null: 8/3 of the width, rounded up to a multiple of 32, or of GAUs
-    twice the width."""
+    """Inner width of a block's feed-forward, or of a GAU; null: 8/3 of the width, rounded up to a multiple of 32, of
+    GAUs twice the width and of a GELU four times."""
     rope_base: float = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None

@@ -9,15 +9,19 @@ import sys
 import pytest
 import torch
 import torch.distributed as dist
-from backbone_cases import ALL, config_of, documents, drawing, objective_of
+from backbone_cases import ALL, OPTIONS, config_of, documents, drawing, objective_of
 
 from omniloom.infra.training.config import EngineConfig, OptimizerConfig
 from omniloom.infra.training.engine import Engine, reduce_sum
 from omniloom.models.unified.batch import collate
 
 STEPS = 3
-# Both kinds of blocks, with everything else.
-CASES = {"gau": {}, "llama": {"block": "llama", "layers": 2, "modality_experts": "all", "attention_every": 2}}
+# All kinds of blocks, with everything else.
+CASES = {
+    "gau": {},
+    "llama": {"block": "llama", "layers": 2, "modality_experts": "all", "attention_every": 2},
+    "phi": {"block": "llama", "modulation": None, **OPTIONS["phi"]},
+}
 
 
 def losses(case: str, zero_stage: int) -> list[float]:

@@ -388,3 +388,9 @@ def test_compiled_blocks_are_one_graph_and_compute_the_same(option: str, dense: 
     # Blocks that merge are another graph; of a plan's sizes the compiler learns that they vary.
     kinds = (2 if config.long_skips else 1) * (2 if config.attention_every else 1)
     assert counter.frame_count <= kinds * (1 if dense else 3)
+
+
+def test_a_joined_frame_is_of_pictures_that_do_not_join_it_anyway() -> None:
+    applies = UnifiedConfig.USES["joined_frame"].applies
+    none = {"latent_dim": None, "pixel_dim": None, "codebook_size": None}
+    assert applies(config_of("none")) and not applies(config_of("one_place")) and not applies(config_of("none", **none))

@@ -89,6 +89,14 @@ def test_a_phi_takes_pictures(tmp_path: Path) -> None:
     assert num_parameters(model.config) == sum(p.numel() for p in model.parameters())
 
 
+def test_rows_that_no_token_trained_start_as_new_ones_with_their_biases(tmp_path: Path) -> None:
+    showo.phi().save_pretrained(tmp_path)
+    known, model = (load_llama(tmp_path, latent_dim=None, new_tokens=new).eval() for new in ((), (40, 90)))
+    moved = (model.head.bias != known.head.bias).nonzero().flatten().tolist()
+    mean, spread = known.head.bias.mean(), known.head.bias.std()
+    assert moved == [40, 90] and (model.head.bias[moved] - mean).abs().max() < 0.5 * spread
+
+
 def test_a_show_o_is_read_and_written_back(tmp_path: Path) -> None:
     start, out = tmp_path / "start", tmp_path / "out"
     reference = showo.make(start)
