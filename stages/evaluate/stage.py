@@ -84,10 +84,9 @@ def run(context: StageContext) -> dict:
         if evaluation.objectives
         else (export_gap, read_text, leaked_texts)
     )
-    for number, part in enumerate(parts):
-        context.progress(number, len(parts), "parts")
+    for number, part in enumerate(parts, 1):  # they take too different times for a rate to say anything
+        context.progress.say(f"{part.__name__.replace('_', ' ')} ({number} of {len(parts)})")
         part(evaluation)
-    context.progress(len(parts), len(parts), "parts")
     evaluation.close()
     _write(context, evaluation)
     return evaluation.metrics

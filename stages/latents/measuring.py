@@ -87,13 +87,12 @@ class Measuring:
         chosen = [int(i) for i in store.spread(self.config.seed)[:count]]
         return Drawn([store[i][0] for i in chosen], [store.record(i) for i in chosen])
 
-    def __call__(self, progress: Callable[[int, int, str], None]) -> Measured:
+    def __call__(self, say: Callable[[str], None]) -> Measured:
         parts = (self._reconstructed, self._interpolated, self._perturbed, self._turned, self._laws, self._probed)
         found: dict[str, float] = {}
-        for number, part in enumerate((*parts, self._bits)):
-            progress(number, len(parts) + 1, "parts")
+        for number, part in enumerate((*parts, self._bits), 1):
+            say(f"{part.__name__.strip('_')} ({number} of {len(parts) + 1})")
             found |= part()
-        progress(len(parts) + 1, len(parts) + 1, "parts")
         return Measured(found, self._picture(), figures.spectrum(self.encoded.latents))
 
     @cached_property

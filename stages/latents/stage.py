@@ -111,7 +111,7 @@ def measure_worker(job: LatentsJob) -> None:
     from omniloom.stages.latents.measuring import Measuring
 
     device = "cuda" if job.config.gpus and torch.cuda.is_available() else "cpu"
-    measured = Measuring(job.config, job.records, job.tokenizer, device)(job.progress)
+    measured = Measuring(job.config, job.records, job.tokenizer, device)(job.progress.say)
     html = _report(job, measured)
     storage.write_bytes(storage.join(job.output, "pictures.png"), measured.picture)
     storage.write_bytes(storage.join(job.output, "report.html"), html.encode())

@@ -105,7 +105,7 @@ def measured(corpus, folder, quantizer=None, **fields):
 
 def test_a_tokenizer_with_codes_is_measured(corpus, tmp_path):
     measuring = measured(corpus, tmp_path)
-    found = measuring(lambda done, of, unit: None)
+    found = measuring(lambda text: None)
     assert set(found.figures) - {name + end for name in MEANINGS for end in ("_low", "_high")} == {*MEANINGS} - {
         "spectrum_slope"  # a grid of 3x3
     }
@@ -123,7 +123,7 @@ def test_a_tokenizer_with_codes_is_measured(corpus, tmp_path):
 
 def test_continuous_latents_have_no_codes_to_count(corpus, tmp_path):
     measuring = measured(corpus, tmp_path, GaussianConfig(latent_dim=4))
-    found = measuring(lambda done, of, unit: None).figures
+    found = measuring(lambda text: None).figures
     assert "bits_codes" not in found and "codebook_usage" not in found
     assert found["latent_numbers"] == 4 * 9
     assert found["ifid"] > 0 and found["pfid"] > 0
