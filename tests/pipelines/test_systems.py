@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import corpora
 import pytest
@@ -75,25 +79,42 @@ def test_each_line_makes_another_model_than_the_demo(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("line", lines())
 def test_what_a_line_changes_takes_steps(line, tmp_path):
-    """Of each training that the demo does not have, in the process that `doctor --measure` times steps in."""
+    """Of each training that the demo does not have, each in a process of its own, as `doctor --measure` times them."""
     from omniloom.stages.tokenizer.measured import step_seconds as tokenizer_seconds
     from omniloom.stages.train.measured import step_seconds
 
-    demo = {planned.name: planned.config for planned in make_plan(config_of("", tmp_path)).stages}
+    demo = {} if not line else trainings(config_of("", tmp_path))
     config = config_of(line, tmp_path)
     if config.sweep is not None:
         pytest.skip("a sweep's trials are lines of their own")
-    for stage, own, upstream in with_upstream(config):
-        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
-        if line and own == demo.get(stage.name) and tokenizer == demo.get("tokenizer_joint"):
+    for name, (own, tokens, tokenizer, model) in trainings(config).items():
+        if demo.get(name, (None,))[0] == own and demo[name][3] == model:
             continue
         if isinstance(own, TokenizerStageConfig):
-            model = stage.resolved(own, upstream).model
             if not is_warm_up(model):
-                seconds, trained = tokenizer_seconds(own, model)
+                seconds, trained = elsewhere(tokenizer_seconds, own, model)
                 assert 0 < seconds < 60 and trained > 0
+        else:
+            made = expected_config(own, tokens, tokenizer.model)
+            assert 0 < elsewhere(step_seconds, own, made, own.workers.most) < 60
+
+
+def trainings(config: PipelineConfig) -> dict[str, tuple]:
+    """Of each training its config, its tokens' and its tokenizer's, and the model of the tokenizer that it trains, or
+    whose pictures it learns."""
+    found = {}
+    for stage, own, upstream in with_upstream(config):
+        tokens, tokenizer = upstream.get("tokens"), upstream.get("tokenizer")
+        if isinstance(own, TokenizerStageConfig):
+            found[stage.name] = own, tokens, tokenizer, stage.resolved(own, upstream).model
         elif isinstance(own, TrainConfig):
-            assert 0 < step_seconds(own, expected_config(own, tokens, tokenizer.model), own.workers.most) < 60
+            found[stage.name] = own, tokens, tokenizer, tokenizer.model
+    return found
+
+
+def elsewhere(function: Callable, *arguments: Any) -> Any:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def test_the_presets_that_are_named_exist():
