@@ -271,6 +271,30 @@ def test_the_network_sees_the_point_that_its_target_is_of(method) -> None:
         torch.testing.assert_close(seen, a * clean + b * noise, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["reflow", "consistency", "shortcut"])
+def test_a_target_that_is_never_noised_in_full_is_not_here_either(method) -> None:
+    objective = distilled(method, DiffusionConfig("flow"))
+    documents = [
+        [[replace(part, max_time=0.25) if part.kind == "visual" else part for part in document] for document in row]
+        for row in rows()
+    ]
+    batch = collate(documents, 32, objective.model.config)
+    batch.unconditioned = objective.beside(documents, "cpu")
+    times = torch.cat([objective.show(batch, [seed, 2])["latent_diffusion"].extras["time"] for seed in range(20)])
+    assert 0.2 < times.max() <= 0.25
+
+
+def test_only_what_a_shortcut_draws_is_told_a_step() -> None:
+    objective = distilled("shortcut", DiffusionConfig("flow"))
+    batch, told = batch_of(objective), []
+    is_target = batch.tasks["latent_diffusion"].caps > 0
+    for seed in range(8):
+        steps = objective.show(batch, [seed, 2])["latent_diffusion"].steps.flatten()
+        assert not steps[~is_target].any(), "a picture that is described, and places of the row without one"
+        told.append(steps[is_target])
+    assert torch.stack(told).max() > 0.4
+
+
 def test_all_times_of_the_students_sampler_are_trained_alike() -> None:
     for method, count in (("reflow", 4), ("consistency", 8)):
         objective = distilled(method, DiffusionConfig("flow"), steps=4, teacher_steps=7)
