@@ -17,7 +17,10 @@ from omniloom.infra import storage
 from omniloom.infra.errors import InputError, OmniLoomError
 from omniloom.pipelines import cli
 
-PLAN_SECONDS, RUN_SECONDS = 3.0, 4.5  # of CPU, in the quickest of three tries: a machine's own speed moves by a third
+# How often the CPU time that importing what every command needs takes on the same machine, whose speed moves by a third
+# and more with what else it does, in the least of three tries. Seen: 4.0 to 5.5, and 4.8 to 5.0.
+PLAN_TIMES, RUN_TIMES = 8, 8
+LIBRARIES = "import pydantic, omegaconf, typer, rich.console, fsspec, yaml, pyarrow"
 
 
 def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
@@ -33,12 +36,13 @@ def timed(*command: str) -> tuple[subprocess.CompletedProcess, float]:
 
 
 def quickest(*arguments: str, under: float) -> tuple[subprocess.CompletedProcess, float]:
-    """`timed`, again where it took longer; at most three times."""
+    """A process, and how many times as long it took as importing `LIBRARIES`; tried again, three times at most."""
     for _ in range(3):
         done, seconds = timed(*arguments)
-        if seconds < under or done.returncode:
+        times = seconds / timed("-c", LIBRARIES)[1]
+        if times < under or done.returncode:
             break
-    return done, seconds
+    return done, times
 
 
 WRONG = {
@@ -179,22 +183,22 @@ def test_plan_answers_fast_and_imports_nothing_heavy(workspace):
         "atexit.register(lambda: print('loaded:', {'torch', 'ray', 'mlflow', 'deepspeed', 'pandas', 'sklearn'}"
         " & set(sys.modules) or 'nothing', file=sys.stderr)); main()"
     )
-    done, seconds = quickest("-c", code, "plan", "demo", *workspace.overrides(), under=PLAN_SECONDS)
-    print(f"plan answered in {seconds:.2f} s")
+    done, times = quickest("-c", code, "plan", "demo", *workspace.overrides(), under=PLAN_TIMES)
+    print(f"plan took {times:.1f} times the imports")
     assert done.returncode == 0 and "never ran" in done.stdout
     assert done.stderr == "loaded: nothing\n"
-    assert seconds < PLAN_SECONDS and not workspace.storage.exists()
+    assert times < PLAN_TIMES and not workspace.storage.exists()
 
 
 def test_a_run_with_nothing_to_do_ends_fast_without_ray(workspace):
     workspace.publish()
     before = workspace.files()
     command = ("-m", "omniloom.pipelines.cli", "run", "demo", *workspace.overrides())
-    done, seconds = quickest(*command, under=RUN_SECONDS)
-    print(f"run with nothing to do ended in {seconds:.2f} s")
+    done, times = quickest(*command, under=RUN_TIMES)
+    print(f"run with nothing to do took {times:.1f} times the imports")
     assert done.returncode == 0, done.stderr
     assert "everything is up to date" in done.stdout and "report.html" in done.stdout
-    assert seconds < RUN_SECONDS and workspace.files() == before
+    assert times < RUN_TIMES and workspace.files() == before
 
 
 def test_a_wrong_run_shows_no_traceback(tmp_path):
