@@ -5,7 +5,7 @@ While a batch is computed, jobs queue up; the next batch is the oldest of them w
 `most`. Callers of a batch that ask again at once would come just too late for the next one, which the few that waited
 would have to themselves: where several asked for what goes together, the next batch of it waits until as many are there
 as there were, as long as they keep coming. From one to the next it waits a quarter of the time that the last batch
-took, and in all that time at most. A caller alone never waits.
+took, and in all that time at most, neither more than 0.25 s. A caller alone never waits.
 
 A job whose caller has gone is not computed; one that is being computed ends with its batch, or at the next step where
 nobody of its batch is left.
@@ -67,7 +67,7 @@ class Batcher:
             if self._closed:
                 raise Unavailable("the model is being shut down")
             self._queue.append(ticket)
-            if self._left():
+            if job.together == self._together and self._left():
                 self._until = min(self._end, time.monotonic() + self._patience)
             self._changed.notify()
         try:
