@@ -9,6 +9,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+# Of a folder's weights, the first that is there; the last two are what a BAGEL and a Show-o call theirs.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+OF_AUTHORS = ("ema.safetensors", "pytorch_model.safetensors")
+
 
 def read_json(path: Path) -> Any:
     try:

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniloom.models.hf.config_json import read_json
+from omniloom.models.hf.config_json import INDEX, OF_AUTHORS, WEIGHTS, read_json
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-OF_AUTHORS = ("ema.safetensors", "pytorch_model.safetensors")  # what a BAGEL and a Show-o call theirs
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from omniloom.infra import storage
 from omniloom.infra.errors import InputError
+from omniloom.models.hf.config_json import INDEX, OF_AUTHORS, WEIGHTS
 
 _SAFETENSORS = ".safetensors"
 OF_TORCH = (b"PK\x03\x04", b"\x80")  # how a file of torch.save begins: a zip archive, before 1.6 a pickle
@@ -53,7 +54,7 @@ def weight_files(uri: str, field: str) -> list[str]:
 
 def files_of_folder(uri: str, field: str) -> list[str]:
     """URIs of a folder's safetensors."""
-    names = ("model.safetensors", "model.safetensors.index.json", "ema.safetensors", "pytorch_model.safetensors")
+    names = (WEIGHTS, INDEX, *OF_AUTHORS)
     try:
         held = next((name for name in names if storage.exists(storage.join(uri, name))), None)
         if held is None:

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniloom.models.hf.config_json import read_json
-from omniloom.models.hf.weights import INDEX, open_checkpoint
+from omniloom.models.hf.config_json import INDEX, read_json
+from omniloom.models.hf.weights import open_checkpoint
 from omniloom.models.unified.config import UnifiedConfig
 from omniloom.models.unified.llama.config import architecture, tower_of
 from omniloom.models.unified.llama.families import Described, described
