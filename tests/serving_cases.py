@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,7 @@ from omniloom.models.model import OmniLoom
 from omniloom.models.unified.generation.sampling import VisualSampling
 from omniloom.stages.serving.app import make_app
 from omniloom.stages.serving.batching import Batcher
+from omniloom.stages.serving.computing import Computer
 from omniloom.stages.serving.jobs import Facts
 from omniloom.stages.serving.limits import Limits
 from omniloom.stages.serving.making import Maker
@@ -31,20 +33,23 @@ def small_model(objectives: tuple[str, ...] = OBJECTIVES) -> OmniLoom:
 
 
 class Engine:
-    """A model in this process. `batches`: how many jobs each had."""
+    """A model in this process, on whatever event loop asks. `batches`: how many jobs each had."""
 
     def __init__(self, loom: OmniLoom, most: int = 16):
-        self.maker, self.batches = Maker(loom), []
-        self.batcher = Batcher(self._make, most)
+        self.maker, self.batches, self.most = Maker(loom), [], most
+        self._computer = Computer(self._make, self.maker.resolve)
+        self._batchers: dict[Any, Batcher] = {}
 
     def _make(self, tickets) -> None:
         self.batches.append(len(tickets))
         self.maker.make(tickets)
 
     async def __call__(self, job):
-        self.maker.resolve(job)
-        async for event in self.batcher.run(job):
-            yield event
+        loop = asyncio.get_running_loop()
+        batcher = self._batchers.setdefault(loop, Batcher([self._computer], self.most))
+        async with aclosing(batcher.run(job)) as events:
+            async for event in events:
+                yield event
 
 
 @contextmanager

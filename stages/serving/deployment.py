@@ -13,7 +13,7 @@ import importlib.util
 import logging
 import signal
 import socket
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _LIBRARIES = ("fastapi", "starlette", "uvicorn", "gradio", "multipart")
 _HEALTH_SECONDS = 10.0
+_AGAIN_SECONDS = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -53,92 +54,122 @@ class Settings:
 class Painter:
     """A deployment: a model that computes batches of jobs."""
 
-    def __init__(self, model: str, name: str, most: int, threads: int):
+    def __init__(self, model: str, name: str, threads: int):
         import torch
 
         from omniloom.stages.inference import marks
         from omniloom.stages.inference.sampling import load
-        from omniloom.stages.serving.batching import Batcher
+        from omniloom.stages.serving.computing import Computer
         from omniloom.stages.serving.making import Maker
 
         torch.set_num_threads(threads)
         loom = load(model)
-        self.maker = Maker(loom)
-        self.batcher = Batcher(self.maker.make, most)
+        maker = Maker(loom)
+        self.computer = Computer(maker.make, maker.resolve)
         self._facts = Facts.of(name, marks.identity(model), loom)
 
     def facts(self) -> Facts:
         return self._facts
 
-    async def run(self, job: Job) -> AsyncGenerator[Event | Refused, None]:
-        """The job's events, or the one that the model cannot do it: Serve would log an exception as its own failure."""
+    async def check(self, job: Job) -> Refused | None:
+        """What the model cannot do, returned: Serve would log an exception as its own failure."""
         try:
-            self.maker.resolve(job)
+            await self.computer.check(job)
         except Refused as error:
-            yield error
-            return
-        async with contextlib.aclosing(self.batcher.run(job)) as events:
+            return error
+        return None
+
+    async def events(self, number: int, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, Event], None]:
+        async with contextlib.aclosing(self.computer.events(number, jobs)) as events:
             async for event in events:
                 yield event
 
-    async def answer(self, job: Job) -> Event | Refused:
-        """The last of the job's events: where nobody asks for the others, one call costs Serve less than a stream."""
-        async with contextlib.aclosing(self.run(job)) as events:
-            return [event async for event in events][-1]
+    async def answers(self, number: int, jobs: Sequence[Job]) -> list[tuple[int, Event]]:
+        """The same at once: where nobody asks for events on the way, one answer costs Serve less than a stream."""
+        async with contextlib.aclosing(self.computer.events(number, jobs)) as events:
+            return [event async for event in events]
+
+    async def leave(self, number: int, place: int) -> None:
+        self.computer.leave(number, place)
 
 
 class Front:
-    """A deployment: HTTP, with the queue's limit. `handle` is the painters'."""
+    """A deployment: HTTP, with the queue. `handles` are the painters', each its own: a batch is one call of one."""
 
-    async def __init__(self, handle: Any, settings: Settings, workers: int):  # type: ignore[misc]  # Serve awaits it
-        self.handle, self.settings, self.workers = handle, settings, workers
-        self.facts: Facts = await handle.facts.remote()
+    async def __init__(self, handles: Sequence[Any], settings: Settings):  # type: ignore[misc]  # Serve awaits it
+        self.painters, self.settings = [_Remote(handle) for handle in handles], settings
+        self.facts: Facts = await handles[0].facts.remote()
 
     def __serve_build_asgi_app__(self) -> Any:
         from omniloom.stages.serving.app import make_app
+        from omniloom.stages.serving.batching import Batcher
         from omniloom.stages.serving.page import mount
         from omniloom.stages.serving.service import Service
 
-        settings = self.settings
-        ask = functools.partial(_ask, self.handle, self.handle.options(stream=True))
-        service = Service(ask, self.facts, settings.limits, self.workers)
-        return make_app(service, functools.partial(_healthy, self.handle), settings.token, settings.hosts, mount)
+        settings, painters = self.settings, self.painters
+        batcher = Batcher(painters, settings.limits.max_batch)
+        service = Service(batcher.run, self.facts, settings.limits, len(painters))
+        return make_app(service, functools.partial(_healthy, painters), settings.token, settings.hosts, mount)
 
 
-async def _ask(handle: Any, streaming: Any, job: Job) -> AsyncGenerator[Event, None]:
-    """A job's events from a painter. `streaming`: the same handle, of methods that give several answers."""
+class _Remote:
+    """A painter in its process, as a `stages.serving.batching.Worker`."""
+
+    def __init__(self, handle: Any):
+        self.handle, self.streaming = handle, handle.options(stream=True)
+
+    async def check(self, job: Job) -> None:
+        with _answering():
+            if refused := await self.handle.check.remote(job):
+                raise refused
+
+    async def events(self, number: int, jobs: Sequence[Job]) -> AsyncGenerator[tuple[int, Event], None]:
+        in_parts = any(job.interim or job.stream for job in jobs)
+        answer = (self.streaming.events if in_parts else self.handle.answers).remote(number, jobs)
+        done = False
+        try:
+            with _answering():
+                if in_parts:
+                    async for event in answer:
+                        yield event
+                else:
+                    for event in await answer:
+                        yield event
+            done = True
+        finally:
+            if not done:
+                answer.cancel()
+
+    def leave(self, number: int, place: int) -> None:
+        self.handle.leave.remote(number, place)
+
+    async def recovered(self) -> None:
+        while not await self.healthy():
+            await asyncio.sleep(_AGAIN_SECONDS)
+
+    async def healthy(self) -> bool:
+        try:
+            await asyncio.wait_for(self.handle.facts.remote(), _HEALTH_SECONDS)
+        except Exception:  # whatever it is, the model did not answer
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def _answering() -> Iterator[None]:
+    """In the block a painter that does not answer raises `Unavailable`."""
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import RayServeException
 
-    in_parts = bool(job.interim or job.stream)
-    answer = streaming.run.remote(job) if in_parts else handle.answer.remote(job)
-    done = False
     try:
-        if in_parts:
-            async for event in answer:
-                yield _unless_refused(event)
-        else:
-            yield _unless_refused(await answer)
-        done = True
+        yield
     except (RayActorError, RayServeException) as error:
         raise Unavailable(f"the model does not answer: {type(error).__name__}") from error
-    finally:
-        if not done:
-            answer.cancel()
 
 
-def _unless_refused(event: Event | Refused) -> Event:
-    if isinstance(event, Refused):
-        raise event
-    return event
-
-
-async def _healthy(handle: Any) -> bool:
-    try:
-        await asyncio.wait_for(handle.facts.remote(), _HEALTH_SECONDS)
-    except Exception:  # whatever it is, the model did not answer
-        return False
-    return True
+async def _healthy(painters: Sequence[_Remote]) -> bool:
+    """Whether any answers."""
+    return any(await asyncio.gather(*(painter.healthy() for painter in painters)))
 
 
 def serve_model(model: str, name: str, settings: Settings) -> None:
@@ -199,11 +230,11 @@ def _start(model: str, name: str, settings: Settings, cluster: Cluster) -> None:
     deployed: Any = serve.deployment(max_ongoing_requests=asked, logging_config=quiet)
     room = {"num_cpus": 0, "num_gpus": min(gpus, 1)}
     threads = max(1, int(cluster.num_cpus) // workers - 1)
-    painters = deployed(Painter).options(num_replicas=workers, ray_actor_options=room)
-    painters = painters.bind(model, name, limits.max_batch, threads)
+    painter = deployed(Painter).options(ray_actor_options=room)
+    painters = [painter.options(name=f"Painter{n}").bind(model, name, threads) for n in range(workers)]
     front = deployed(serve.ingress()(Front)).options(ray_actor_options={"num_cpus": 0})
     try:
-        serve.run(front.bind(painters, settings, workers), name="omniloom", route_prefix="/")
+        serve.run(front.bind(painters, settings), name="omniloom", route_prefix="/")
     except (RuntimeError, TimeoutError) as error:
         raise OmniLoomError(f"the server did not start: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Computing batches of jobs with a model. In: jobs, tickets of `stages.serving.batching`. Out: their events."""
+"""Computing batches of jobs with a model. In: jobs, tickets of `stages.serving.computing`. Out: their events."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omniloom.models.unified.generation.generate import generate_interleaved, ge
 from omniloom.models.unified.generation.interleaved import Drawing, Request
 from omniloom.models.unified.generation.sampling import TextSampling, VisualSampling
 from omniloom.stages.inference.options import text_sampling, visual_sampling
-from omniloom.stages.serving.batching import Abandoned, Ticket
+from omniloom.stages.serving.computing import Abandoned, Ticket
 from omniloom.stages.serving.jobs import Interim, Job, Made, Refused, Written
 
 if TYPE_CHECKING:

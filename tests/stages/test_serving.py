@@ -31,9 +31,7 @@ def loom():
 
 @pytest.fixture(scope="module")
 def engine(loom):
-    engine = Engine(loom)
-    yield engine
-    engine.batcher.close()
+    return Engine(loom)
 
 
 @pytest.fixture(scope="module")
