@@ -15,6 +15,11 @@ _WHAT = (
     "several trainings of one recipe by other seeds, with commas between."
 )
 
+_ONE_EACH = (
+    "These are two models as they are: another seed of the same recipe may differ by as much. Recipes take several "
+    "trainings of each: A1,A2,A3 B1,B2,B3."
+)
+
 
 def compare(
     first: Annotated[str, typer.Argument(metavar="A", help=_WHAT)],
@@ -63,6 +68,8 @@ def compare(
         print(f"B is {found.decision}" if found.decision in ("better", "worse") else found.decision)
         if found.apart:
             print(f"not of both, or without an item in common: {', '.join(found.apart)}")
+        if len(one) == 1 and found.decision != "undecided":
+            print(_ONE_EACH)
     passed = {"better": ("better",), "no-worse": ("better", "undecided"), None: (found.decision,)}[require]
     if found.decision not in passed:
         raise typer.Exit(1)

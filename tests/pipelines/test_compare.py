@@ -81,6 +81,7 @@ def test_the_command_prints_what_is_better_and_exits_as_is_required(root):
     assert told.returncode == 0 and "B is better" in told.stdout, told.stderr
     (row,) = [line.split() for line in told.stdout.splitlines() if line.startswith("bits_per_byte")]
     assert row[-1] == "better" and row[-2] == "50" and row[3].startswith("-0.")
+    assert "another seed of the same recipe may differ by as much" in told.stdout
     back = command(*reversed(models), "--require", "no-worse", "--json", "--figure", "bits_per_byte")
     found = json.loads(back.stdout)
     assert back.returncode == 1 and found["decision"] == "worse" and found["figures"][0]["decision"] == "worse"
@@ -88,7 +89,7 @@ def test_the_command_prints_what_is_better_and_exits_as_is_required(root):
     wrong = command(*models, "--figure", "bits_per_bite")
     assert wrong.returncode == 2 and "did you mean 'bits_per_byte'" in wrong.stderr
     same = command(models[0], models[0], "--require", "better")
-    assert same.returncode == 1 and "undecided" in same.stdout
+    assert same.returncode == 1 and "undecided" in same.stdout and "another seed" not in same.stdout
 
 
 def test_several_trainings_of_each_recipe(root):
@@ -100,6 +101,8 @@ def test_several_trainings_of_each_recipe(root):
     found = json.loads(done.stdout)
     assert done.returncode == 0 and found["decision"] == "better"
     assert found["figures"][0]["difference"] == pytest.approx(-0.9)
+    told = command(",".join(folders[:3]), ",".join(folders[3:]), "--figure", "bits_per_byte").stdout
+    assert "B is better" in told and "another seed" not in told
     for arguments, words in (
         ((folders[0], ",".join(folders[3:])), ("A: is one training, against 3", "at least 2")),
         ((f"{folders[0]},{folders[0]}", ",".join(folders[3:])), ("stands twice",)),
