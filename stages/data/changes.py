@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omniloom.infra import storage
+from omniloom.stages.data.arrow import read_parquet
 
 FILE = "changes/records.parquet"
 _SCHEMA = pa.schema(
@@ -101,7 +102,7 @@ def of_artifact(artifact_uri: str) -> Mapping[str, Changes]:
 def _read(uri: str, version: tuple) -> Mapping[str, Changes]:
     """`version` changes with the file, whose content is kept."""
     found: dict[str, Changes] = {}
-    for row in _rows(pq.read_table(io.BytesIO(storage.read_bytes(uri)), schema=_SCHEMA)):
+    for row in _rows(read_parquet(uri, _SCHEMA)):
         changes = found.setdefault(row["shard"], Changes())
         if row["dropped"]:
             changes.dropped.add(row["row"])

@@ -296,7 +296,7 @@ def iterate_shard(
         changed, at = changes.of_shard(uri), 0
         asked = {"kind": kinds, "split": [split] if split and not (changed and changed.splits) else None}
         for number, group in enumerate(map(reader.metadata.row_group, range(reader.num_row_groups))):
-            if not all(_may_hold(group, name, values) for name, values in asked.items() if values is not None):
+            if not all(may_hold(group, name, values) for name, values in asked.items() if values is not None):
                 at += group.num_rows
                 continue
             for batch in reader.iter_batches(batch_size=batch_size, row_groups=[number], columns=read):
@@ -309,9 +309,10 @@ def iterate_shard(
                 yield from _rows(batch.select(names))
 
 
-def _may_hold(group: pq.RowGroupMetaData, name: str, values: Iterable[str]) -> bool:
+def may_hold(group: pq.RowGroupMetaData, name: str, values: Iterable[str]) -> bool:
     """Whether one of the values lies between the least and the greatest of the column."""
-    found = group.column(SCHEMA.names.index(name)).statistics  # no column before it has parts
+    leaf = next(number for number in range(group.num_columns) if group.column(number).path_in_schema == name)
+    found = group.column(leaf).statistics
     return not (found and found.has_min_max) or any(found.min <= value <= found.max for value in values)
 
 

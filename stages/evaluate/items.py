@@ -79,12 +79,11 @@ def write(folder: str, items: Mapping[str, Values]) -> None:
 
 def read(folder: str) -> dict[str, Values] | None:
     """By measure; None where the folder has no such file."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from omniloom.stages.data.arrow import read_parquet
 
     if not storage.exists(uri := storage.join(folder, FILE)):
         return None
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    table = read_parquet(uri)
     names = np.array(table["measure"].to_pylist(), dtype=object)
     ids = np.array(table["item"].to_pylist(), dtype=object)
     values, weights = table["value"].to_numpy(), table["weight"].to_numpy()

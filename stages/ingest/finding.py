@@ -7,16 +7,17 @@ Parquet's statistics do not exclude.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from omniloom.infra import storage
-from omniloom.stages.data import changes, records
+from omniloom.stages.data import records
 
 _COLUMNS = ["source", "path", "part", "id", "kind", "split"]
 _READERS = 16
@@ -53,8 +54,8 @@ def find(artifact: str, names: Sequence[FileName]) -> Found:
         return [row for row in rows if any(name.is_of(row) for name in names)]
 
     with ThreadPoolExecutor(_READERS) as pool:
-        wanted = pc.field("path").isin([name.path for name in names])
-        tables = pool.map(lambda uri: _rows(uri, wanted), records.shards(artifact))
+        paths = {name.path for name in names}
+        tables = pool.map(lambda uri: _rows(uri, paths), records.shards(artifact))
         found = chosen([row for table in tables for row in table])
     lines = {name: _lines(storage.join(artifact, name), names) for name in ("rejects/rejects.jsonl", _COPIES)}
     rejects = [row | {"path": row.get("path") or ""} for row in lines["rejects/rejects.jsonl"]]
@@ -64,14 +65,23 @@ def find(artifact: str, names: Sequence[FileName]) -> Found:
 _COPIES = "duplicates/duplicates.jsonl"
 
 
-def _rows(uri: str, where: pc.Expression) -> list[dict[str, Any]]:
-    fs, path = storage.filesystem(uri)
-    with fs.open(path, "rb") as file:
-        found = pq.read_table(file, columns=_COLUMNS, filters=where).to_pylist()
-    if not found or not changes.of_shard(uri):
-        return found
-    paths = {row["path"] for row in found}
+def _rows(uri: str, paths: Set[str]) -> list[dict[str, Any]]:
+    if not _holds(uri, paths):
+        return []
     return [row for row in records.iterate_shard(uri, columns=_COLUMNS, batch_size=4096) if row["path"] in paths]
+
+
+def _holds(uri: str, paths: Set[str]) -> bool:
+    """Whether a shard holds records of any of the paths."""
+    fs, path = storage.filesystem(uri)
+    wanted = pa.array(paths, pa.string())
+    with fs.open(path, "rb") as file, pq.ParquetFile(file) as reader:
+        groups = range(reader.num_row_groups)
+        may = [group for group in groups if records.may_hold(reader.metadata.row_group(group), "path", paths)]
+        return any(
+            pc.any(pc.is_in(reader.read_row_group(group, ["path"], use_threads=False)["path"], wanted)).as_py()
+            for group in may
+        )
 
 
 def _lines(uri: str, names: Sequence[FileName]) -> Iterator[dict[str, Any]]:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from omniloom.infra import storage
 from omniloom.infra.artifacts import RESUME, Artifact
+from omniloom.stages.data.arrow import read_parquet
 from omniloom.stages.data.records import KINDS
 from omniloom.stages.ingest.increments import growth
 from omniloom.stages.ingest.increments.in_order import Order
@@ -64,7 +65,7 @@ class Known:
     def __init__(self, artifact: Artifact | None):
         table = SCHEMA.empty_table()
         if artifact:
-            table = pq.read_table(io.BytesIO(storage.read_bytes(artifact.file(ITEMS))), schema=SCHEMA)
+            table = read_parquet(artifact.file(ITEMS), SCHEMA)
         self.artifact = artifact
         self.high, self.low, self.group, self.item, self.generation = (
             table[name].to_numpy() for name in ("high", "low", "group", "item", "generation")
