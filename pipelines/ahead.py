@@ -1,5 +1,5 @@
 """Ahead: the processes of a training's body and ranks, started while the stage before it ends
-(`infra.training.ready`)."""
+(`infra.training.ready`). The body's serves all stages from there on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from omniloom.infra.training import ready
 from omniloom.infra.training.config import WorkersConfig
@@ -24,26 +25,31 @@ class Ahead:
         self.plan = plan
         self._first: dict[str, dict] = {}
         self._asked: dict[str, float] = {}
+        self._trained = False  # whether a training has started
+
+    def environment(self) -> dict[str, Any] | None:
+        """The runtime environment of the body that starts next: from the first training on that of trainings, whose
+        process then has what the others import too, and is free."""
+        return ready.body_environment() if self._trained else None
 
     def start(self, planned: PlannedStage, running: Iterable[str]) -> None:
         """A stage starts beside those that run: its own ranks are asked for, and, as it may be short and the CPUs are
         not all busy, those that wait for a stage that is no training."""
         if workers_of(planned):
+            self._trained = True
             self._ask(planned, body=False)  # it begins
             return
         for waiting in self._next({*running, planned.name}):
             if planned.name in self.plan.graph.ancestors(waiting.name):
-                self._ask(waiting, body=True)
+                self._ask(waiting, body=not self._trained)
 
     def look(self, running: Iterable[str], states: Mapping[str, dict]) -> None:
         """Ask for the ranks of the trainings that wait for nothing but stages that end soon."""
         names = set(running)
-        # Of a training that runs the body's process is free soon.
-        training = any(workers_of(planned) for planned in self.plan.to_execute if planned.name in names)
         left = {name: self._left(name, states.get(name, {})) for name in names}
         for waiting in self._next(names):
             if max((left[name] for name in names & self.plan.graph.ancestors(waiting.name)), default=0.0) < _SECONDS:
-                self._ask(waiting, body=not training)
+                self._ask(waiting, body=not self._trained)  # else that of what runs is free soon
 
     def _next(self, running: set[str]) -> list[PlannedStage]:
         """The trainings that wait for nothing but what runs."""

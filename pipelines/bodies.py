@@ -15,12 +15,11 @@ from omniloom.infra.cluster import Cluster
 from omniloom.infra.errors import OmniLoomError
 from omniloom.infra.failures import carried, line, of_passing_kind, root_cause
 from omniloom.infra.retries import Retries
-from omniloom.infra.training import hangs, ready
+from omniloom.infra.training import hangs
 from omniloom.infra.training.config import HANG_SECONDS
 from omniloom.infra.training.rhythm import Rhythm
 from omniloom.infra.training.watch import Watch, stacks
 from omniloom.infra.waiting import settled
-from omniloom.pipelines.ahead import workers_of
 from omniloom.pipelines.planned import PlannedStage
 from omniloom.stages.base import Stage, StageContext
 
@@ -31,10 +30,17 @@ _CANCEL_SECONDS = 5.0  # for a body that is told to end; then its process is
 
 
 class Bodies:
-    """The bodies that run on one cluster. `note` is given a line where one is started again."""
+    """The bodies that run on one cluster. `note` is given a line where one is started again, and `environment` gives
+    the runtime environment of the next."""
 
-    def __init__(self, cluster: Cluster, note: Callable[[str], None], board: Any):
-        self.cluster, self.note, self.board = cluster, note, board
+    def __init__(
+        self,
+        cluster: Cluster,
+        note: Callable[[str], None],
+        board: Any,
+        environment: Callable[[], dict[str, Any] | None],
+    ):
+        self.cluster, self.note, self.board, self.environment = cluster, note, board, environment
         self._running: dict[str, Any] = {}
         self._ended: set[str] = set()
         self._closed, self._abandoned = threading.Event(), threading.Event()
@@ -55,7 +61,7 @@ class Bodies:
             num_gpus=needs.gpus,
             max_retries=0,
             name=planned.name,
-            runtime_env=ready.body_environment() if workers_of(planned) else None,
+            runtime_env=self.environment(),
         )
         grace, seen = planned.stage.grace(planned.config), _done(context.state)
         retries = Retries(planned.stage.restarts(planned.config), len(seen))

@@ -136,8 +136,8 @@ class _Run:
         self.plan, self.display, self.settings, self.record = plan, display, settings, record
         self.log = log
         self.board = start_board()
-        self.bodies = Bodies(connected, display.note, self.board)
         self.ahead = Ahead(plan)
+        self.bodies = Bodies(connected, display.note, self.board, self.ahead.environment)
         self.head = Head(connected.address, connected.id, connected.local)
         self.interrupted = threading.Event()
 

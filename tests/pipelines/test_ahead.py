@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from omniloom.infra.training import ready
 from omniloom.infra.training.config import WorkersConfig
 from omniloom.pipelines import ahead
 from omniloom.pipelines.ahead import Ahead
@@ -62,6 +63,18 @@ def test_a_training_that_ends_soon_has_the_next_one_s_ranks_started_once(asked):
     asked.see("tokenizer_image", 85, 184.0)
     asked.see("tokenizer_image", 90, 189.0)
     assert asked.asked == [False]  # the body's process is that of the one that ends
+
+
+def test_from_the_first_training_on_its_body_s_process_serves_all_stages(asked):
+    """So none is asked for the second time."""
+    asked.begin("ingest")
+    assert asked.environment() is None and asked.asked == [True]
+    asked.begin("tokenizer_image")
+    assert asked.environment() == ready.body_environment()
+    asked.plan.to_execute = [planned for planned in asked.plan.to_execute if planned.name in ("pretokenize", "train")]
+    asked.now = 1000.0
+    asked.begin("pretokenize")
+    assert asked.environment() == ready.body_environment() and asked.asked[-1] is False
 
 
 def test_ranks_that_were_kept_too_long_are_asked_for_again(asked):

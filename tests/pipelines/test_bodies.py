@@ -48,7 +48,7 @@ class Tries:
         self.board = start_board()
         tracker = SimpleNamespace(close=lambda *seconds: None, log_text=lambda *text: None)
         self.context = SimpleNamespace(state=state, progress=Progress("data", self.board), tracker=tracker)
-        self.bodies = Bodies(connected, self.notes.append, self.board)
+        self.bodies = Bodies(connected, self.notes.append, self.board, lambda: None)
 
     def run(self) -> dict:
         return self.bodies.run(self.planned, self.context)
