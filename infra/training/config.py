@@ -59,6 +59,11 @@ class BlocksOptimizerConfig(OptimizerConfig):
     """Muon for the matrices of the blocks, at the same `lr` and `weight_decay`, and AdamW for all else; null: AdamW for
     all. Needs engine.zero_stage 0 or 1, without offload."""
 
+    @property
+    def by_elements(self) -> OptimizerConfig:
+        """The same without Muon, for a network that has no such blocks."""
+        return OptimizerConfig(**self.model_dump(exclude={"muon"}))
+
 
 class EngineConfig(BaseModel):
     """Numerics and ZeRO. The ZeRO stage moves memory and traffic, not results, so it is placement."""
@@ -210,3 +215,11 @@ class WorkersConfig(BaseModel):
         """Whether a row is logged then. A checkpoint closes the window, so that a resumed run logs the same rows and
         counts every unit once."""
         return done % self.log_every == 0 or self.keeps(done, steps)
+
+
+def check_muon(optimizer: BlocksOptimizerConfig, engine: EngineConfig) -> None:
+    """ValueError where the engine divides the matrices that Muon must see whole."""
+    if optimizer.muon and (engine.zero_stage > 1 or engine.offload):
+        raise ValueError(
+            "optimizer.muon: sees matrices whole; set engine.zero_stage to 0 or 1 and engine.offload to false"
+        )

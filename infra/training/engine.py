@@ -274,6 +274,8 @@ def _groups(
             parameter.requires_grad_(False)
     if not groups:
         raise ValueError("lr_scale: every parameter has 0, which leaves nothing to train")
+    if muon and not any(is_for_muon for is_for_muon, _, _ in groups):
+        raise ValueError("optimizer.muon: no matrix of a block is trained")
     return [
         {
             "params": groups[is_for_muon, scale, decay],

@@ -20,6 +20,11 @@ ENCODER_SIDE = ("encoder", "pre_vq", "codebook")
 BOTTLENECK = ("codebook.", "pre_vq.", "post_vq.")  # what another quantizer needs anew
 
 
+def is_in_block(name: str) -> bool:
+    """Of a parameter's name: whether it is of a transformer block."""
+    return ".layers." in name
+
+
 class Encoded(NamedTuple):
     """Tokens of a batch. c is `latent_dim`; all floats are float32.
 

@@ -10,7 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from omniloom.infra.training.config import EngineConfig, OptimizerConfig, WorkersConfig
+from omniloom.infra.training.config import (
+    BlocksOptimizerConfig,
+    EngineConfig,
+    OptimizerConfig,
+    WorkersConfig,
+    check_muon,
+)
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.tokenizer.build import DEFAULT_ARCHITECTURE, AnyTokenizerConfig
 from omniloom.models.tokenizer.config import IMAGES_ALONE, RAEConfig, TiTokConfig, TokenizerConfig, VQGANConfig
@@ -146,10 +152,10 @@ class TokenizerStageConfig(BaseModel):
     """0 takes the tokenizer that training starts from as it is."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """Seed of weights, clips and noise."""
-    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    optimizer: BlocksOptimizerConfig = Field(default_factory=BlocksOptimizerConfig)
     """The optimizer of the tokenizer."""
     discriminator_optimizer: OptimizerConfig | None = None
-    """Like `optimizer` where not given."""
+    """Like `optimizer` where not given, without its muon."""
     engine: EngineConfig = Field(default_factory=EngineConfig)
     """Numerics and sharding."""
     workers: WorkersConfig = Field(default_factory=WorkersConfig, json_schema_extra=PLACEMENT)
@@ -185,6 +191,9 @@ class TokenizerStageConfig(BaseModel):
             raise ValueError("quantizer: expected null with train_only: decoder, which keeps the codes")
         if self.train_only and is_warm_up(self.model):
             raise ValueError("train_only: expected null in the warm-up of a TiTok, whose encoder is what it trains")
+        check_muon(self.optimizer, self.engine)
+        if self.optimizer.muon and isinstance(self.model, VQGANConfig):
+            raise ValueError("optimizer.muon: is for the matrices of transformer blocks, of which a vqgan has none")
         if self.alignment:
             self._check_alignment()
         if self.workers.accumulate != 1:

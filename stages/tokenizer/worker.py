@@ -20,7 +20,7 @@ from omniloom.infra.figures import finite
 from omniloom.infra.training.engine import Engine
 from omniloom.infra.training.loop import Loop
 from omniloom.models.tokenizer.adversarial import DiscriminatorObjective
-from omniloom.models.tokenizer.base import VisualTokenizer
+from omniloom.models.tokenizer.base import VisualTokenizer, is_in_block
 from omniloom.models.tokenizer.build import patch_size_of
 from omniloom.models.tokenizer.config import RAEConfig, TiTokConfig, VQGANConfig
 from omniloom.models.tokenizer.losses import TokenizerObjective
@@ -82,13 +82,15 @@ def engines_of(job: Job, ranks: int) -> dict[str, Engine]:
     objective = _objective(job)
     objective.tokenizer.set_activation_checkpointing(config.engine.activation_checkpointing)
     micro = -(-max(config.data.image_batch, config.data.video_batch) // ranks)
-    engines = {"generator": Engine(objective, config.optimizer, config.engine, config.steps, micro)}
+    engines = {
+        "generator": Engine(objective, config.optimizer, config.engine, config.steps, micro, is_in_block=is_in_block)
+    }
     if config.discriminator:
         # Small enough to be whole on every rank, and the generator's loss needs it whole: ZeRO stage 1 at most.
         settings = config.engine.model_copy(update={"zero_stage": min(1, config.engine.zero_stage), "ema_decay": 0.0})
         engines["discriminator"] = Engine(
             DiscriminatorObjective(config.discriminator),
-            config.discriminator_optimizer or config.optimizer,
+            config.discriminator_optimizer or config.optimizer.by_elements,
             settings,
             config.steps,
             micro,

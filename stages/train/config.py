@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, field_validator, model_validator
 
 from omniloom.infra.errors import InputError
-from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, WorkersConfig
+from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, WorkersConfig, check_muon
 from omniloom.models.checks import FieldError
 from omniloom.models.docstrings import field_docstrings
 from omniloom.models.unified.adapter.config import AdapterConfig, trained_parameters
@@ -229,10 +229,7 @@ class TrainConfig(BaseModel):
                 "alignment: expected null without a share of latent_diffusion or pixel_diffusion, whose "
                 "pictures it is of"
             )
-        if self.optimizer.muon and (self.engine.zero_stage > 1 or self.engine.offload):
-            raise ValueError(
-                "optimizer.muon: sees matrices whole; set engine.zero_stage to 0 or 1 and engine.offload to false"
-            )
+        check_muon(self.optimizer, self.engine)
         if self.adapter and not self.init_from:
             raise ValueError(
                 "adapter: adapts the weights of a model; set init_from to the folder of one, or adapter to null"

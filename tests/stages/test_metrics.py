@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -204,3 +205,20 @@ def test_each_rows_part_in_a_distance_is_its_derivative():
     swapped = frechet_parts(drawn, real)
     np.testing.assert_allclose(swapped[1], of_drawn)
     np.testing.assert_allclose(swapped[2], of_real)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32, 3), (2, 6, 40, 3), (1, 64, 17, 3)])
+def test_reconstruction_is_torchmetrics(shape):
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    rng = np.random.default_rng(4)
+    originals = rng.integers(0, 256, shape, np.uint8)
+    recons = np.clip(originals + rng.normal(0, 12, shape), 0, 255).astype(np.uint8)
+    originals[0, :5] = recons[0, :5] = 255  # without variance
+    a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (originals, recons))
+    found = reconstruction(originals, recons)
+    psnr = peak_signal_noise_ratio(b, a, data_range=255.0, reduction="none", dim=(1, 2, 3))
+    np.testing.assert_allclose(found["psnr"], psnr, rtol=1e-6)  # its logarithm is in float32
+    ssim = structural_similarity_index_measure(b, a, data_range=255.0, reduction="none")
+    np.testing.assert_allclose(found["ssim"], ssim, rtol=1e-9)
+    assert reconstruction(originals, originals)["psnr"].tolist() == [100.0] * shape[0]

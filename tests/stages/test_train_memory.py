@@ -78,5 +78,7 @@ def test_muon_is_refused_where_matrices_are_divided(engine):
     assert load("demo", muon).stages.train.optimizer.muon.momentum == 0.9
     with pytest.raises(InputError, match="set engine.zero_stage to 0 or 1 and engine.offload to false"):
         load("demo", [*muon, f"stages.train.engine={engine}"])
+    tokenizer = ["storage=/nowhere", "stages.tokenizer_image.optimizer.muon={momentum: 0.9}"]
+    assert load("demo", tokenizer).stages.tokenizer_image.optimizer.muon.momentum == 0.9
     with pytest.raises(InputError, match="muon"):
-        load("demo", ["storage=/nowhere", "stages.tokenizer_image.optimizer.muon={momentum: 0.9}"])
+        load("demo", [*tokenizer, f"stages.tokenizer_image.engine={engine}"])

@@ -12,7 +12,11 @@ from omniloom.pipelines.fingerprint import canonical
 from omniloom.stages.train.config import TrainConfig, unified_config
 from omniloom.stages.train.worker import engine_of, objective_of
 
-DEMO = ["storage=/nowhere", "stages.train.model={width: 64, layers: 4, heads: 4, mup: {width: 32, layers: 2}}"]
+DEMO = [
+    "storage=/nowhere",
+    "stages.train.optimizer.muon=null",
+    "stages.train.model={width: 64, layers: 4, heads: 4, mup: {width: 32, layers: 2}}",
+]
 
 
 def test_without_mup_the_canonical_form_does_not_know_it() -> None:
