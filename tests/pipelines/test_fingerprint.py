@@ -246,7 +246,7 @@ def test_placement_changes_no_planned_fingerprint(workspace, tmp_path, s3):
         stages("workers.log_every=1").split(),
         stages("workers.checkpoint_every=7").split(),
         stages("validate_every=3").split(),
-        stages("engine.zero_stage=3").split(),
+        stages("engine.zero_stage=0").split(),  # Muon, which the demo has, needs 0 or 1
         ["stages.pretokenize.workers=16", "stages.ingest.num_workers=3"],
     ):
         assert planned(*overrides) == base, overrides
