@@ -192,8 +192,6 @@ class TokenizerStageConfig(BaseModel):
         if self.train_only and is_warm_up(self.model):
             raise ValueError("train_only: expected null in the warm-up of a TiTok, whose encoder is what it trains")
         check_muon(self.optimizer, self.engine)
-        if self.optimizer.muon and isinstance(self.model, VQGANConfig):
-            raise ValueError("optimizer.muon: is for the matrices of transformer blocks, of which a vqgan has none")
         if self.alignment:
             self._check_alignment()
         if self.workers.accumulate != 1:

@@ -4,10 +4,10 @@
     python tests/benchmarks/engine.py train --ranks 1
 
 Bare is the same module on the same batches with fused AdamW and clipping, and neither DeepSpeed, nor ranks, nor an
-average of the weights. Both are trained side by side in each rank and take turns, a step each. A figure is the CPU
-time that a step takes of the process of rank 0: what gloo's threads compute is in it, waiting for the other rank is
-not. It is the median of the steps, and the ratio that of each two turns, so that what else the machine does tells
-little.
+average of the weights; the demo's Muon is left out on both sides. Both are trained side by side in each rank and take
+turns, a step each. A figure is the CPU time that a step takes of the process of rank 0: what gloo's threads compute is
+in it, waiting for the other rank is not. It is the median of the steps, and the ratio that of each two turns, so that
+what else the machine does tells little.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def tokenizer(config, architecture, rank: int, ranks: int, bare: bool) -> Callab
     """A step of the generator and of the discriminator."""
     torch.manual_seed(0)
     data, micro = config.data, max(config.data.image_batch, config.data.video_batch) // ranks
-    generator = wrapped(bare, TokenizerObjective(architecture, config.loss), config.optimizer, config.engine, micro)
+    generator = wrapped(
+        bare, TokenizerObjective(architecture, config.loss), config.optimizer.by_elements, config.engine, micro
+    )
     settings = config.engine.model_copy(update={"zero_stage": 1, "ema_decay": 0.0})
     critic = wrapped(
         bare, DiscriminatorObjective(config.discriminator), config.discriminator_optimizer, settings, micro
@@ -107,7 +109,7 @@ def unified(config, latent_dim: int, rank: int, ranks: int, bare: bool) -> Calla
     )
     objective = UnifiedObjective(UnifiedModel(model_config), config.diffusion)
     fields = {} if bare else {"part_of": part_of}
-    engine = wrapped(bare, objective, config.optimizer, config.engine, config.batch_rows // ranks, **fields)
+    engine = wrapped(bare, objective, config.optimizer.by_elements, config.engine, config.batch_rows // ranks, **fields)
     rng, length = np.random.default_rng(rank), config.packing.length
     batches = []
     for _ in range(BATCHES):

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from omniloom.infra.training import checkpoint
-from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, MuonConfig
+from omniloom.infra.training.config import BlocksOptimizerConfig, EngineConfig, MuonConfig, OptimizerConfig
 from omniloom.infra.training.muon import orthogonal
 
 STEPS, HALF, ROWS = 6, 3, 12
@@ -139,3 +139,11 @@ def test_three_ranks_train_as_one_and_two_go_on_from_them_under_either_stage(tmp
         for stage in STAGES:
             for found in torch.load(Path(tmp_path, f"{ranks}-{stage}.pt")).values():
                 close(found, wanted)
+
+
+def test_muon_without_a_matrix_for_it_is_refused():
+    from omniloom.infra.training.engine import Engine
+
+    with pytest.raises(ValueError, match="optimizer.muon: no matrix of a block is trained"):
+        Engine(Net(), CONFIG, EngineConfig(zero_stage=0), STEPS, ROWS)
+    assert CONFIG.by_elements == OptimizerConfig(lr=2e-2, warmup_steps=0, weight_decay=0.1, grad_clip=0.7)

@@ -89,6 +89,24 @@ def test_the_decoder_alone_moves(tmp_path, pictures, first, name):
     assert figures <= row.keys() and all(abs(row[figure]) < 1e3 for figure in figures)
 
 
+def test_muon_steps_the_matrices_of_blocks_and_adamw_the_rest_and_the_discriminator(pictures):
+    own = {"lr": 5e-3, "warmup_steps": 1, "muon": {}}
+    settings = config(model=MODEL, optimizer=own, discriminator={"channels": 4, "layers": 1}, engine={"zero_stage": 0})
+    places = "", "", corpora.Silent(), corpora.Silent()
+    engines = tokenizer_worker.engines_of(tokenizer_worker.Job(settings, settings.model, pictures, None, *places), 1)
+    names = {id(parameter): name for name, parameter in engines["generator"].module.named_parameters()}
+    chosen = {
+        names[id(parameter)]
+        for group in engines["generator"].engine.optimizer.param_groups
+        if "momentum" in group
+        for parameter in group["params"]
+    }
+    parts = ("attention.to_qkv", "attention.to_out", "feedforward.up", "feedforward.down")
+    blocks = ("encoder.enc_spatial", "encoder.enc_temporal", "decoder.dec_temporal", "decoder.dec_spatial")
+    assert chosen == {f"tokenizer.{block}_transformer.layers.0.{part}.weight" for block in blocks for part in parts}
+    assert not any("momentum" in group for group in engines["discriminator"].engine.optimizer.param_groups)
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match="no stage before this one") as error:
         train_tokenizer.check(config(model=MODEL, train_only="decoder"), {})
