@@ -92,9 +92,12 @@ class _Batch:
         await asyncio.wait([self._computing])
         if self._computing.cancelled():
             return True
-        for ticket in self._open if (error := self._computing.exception()) else ():
+        error = self._computing.exception()
+        if error is None:
+            return True
+        for ticket in self._open:
             ticket.tell(error)
-        return error is None
+        return False
 
     async def _compute(self) -> None:
         async with contextlib.aclosing(self.worker.events(self.number, [t.job for t in self.tickets])) as events:
