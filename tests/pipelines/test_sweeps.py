@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -647,7 +648,7 @@ def test_a_trial_tells_with_its_number_before_its_stages_and_its_rows_go():
         part.start("train", "never ran")
         part.update({"train": {"done": 1, "total": 9, "unit": "steps", "facts": {}, "time": 0.0, "notes": ["a note"]}})
         part.finish("train", 3.0, {"loss": 1.0})
-    lines = [line.split(" ", 1)[-1] if line[:1] in "01" else line for line in console.export_text().splitlines()]
+    lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in console.export_text().splitlines()]
     assert lines == [
         "2/hello", "2/train: starting (never ran)", "2/train: a note", "2/train: done in 3 s; loss 1"
     ]  # fmt: skip
