@@ -23,6 +23,7 @@ from typing import Any
 
 from omniloom.infra import cluster, storage
 from omniloom.infra.errors import InputError
+from omniloom.infra.training.config import WorkersConfig
 from omniloom.infra.training.heap import KEEPS_FREED
 from omniloom.pipelines import sizing
 from omniloom.pipelines.checks import with_upstream
@@ -131,14 +132,21 @@ def _tokenizer_step(config: TokenizerConfig, model: Any) -> tuple[float, int]:
 
 
 def _in_a_process(config: Any, step: Callable, given: tuple, field: str) -> Any:
-    """`step(*given)` in a process of its own, which has the variables of ranks."""
-    with _as_of_ranks(config), ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    """`step(*given)` in a process of its own, which has the variables of ranks, and as many beside it as ranks share
+    this machine's CPUs: they are slower together. What the slowest gives."""
+    count = _side_by_side(config.workers)
+    with _as_of_ranks(config), ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(step, *given).result()
+            return max(done.result() for done in [pool.submit(step, *given) for _ in range(count)])
         except BrokenProcessPool:
             raise InputError(
                 "a step was killed, by lack of memory as it seems; take a smaller one", field=field
             ) from None
+
+
+def _side_by_side(workers: WorkersConfig) -> int:
+    """Ranks that compute on this machine's CPUs at once; those on GPUs have one each."""
+    return 1 if workers.gpus else max(1, min(workers.most, int((os.cpu_count() or 1) // (workers.cpus or 1))))
 
 
 def _step(training: Training) -> float:

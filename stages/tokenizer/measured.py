@@ -8,6 +8,7 @@ To be called in a process of its own, with the variables that ranks have.
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -84,13 +85,13 @@ def step_seconds(config: Config, model: AnyTokenizerConfig) -> tuple[float, int]
         job = Job(config, model, nothing, None, folder, folder, _Quiet(), _Quiet())
         engines = engines_of(job, config.workers.most)
         trainer = TokenizerTrainer(job, engines, nothing, 0, config.workers.most)
-        seconds = sum(share * _least(trainer, kind, step) for kind, (step, share) in kinds(config).items())
+        seconds = sum(share * _seconds_of(trainer, kind, step) for kind, (step, share) in kinds(config).items())
         trained = sum(p.numel() for e in engines.values() for p in e.module.parameters() if p.requires_grad)
     return seconds, trained
 
 
-def _least(trainer: TokenizerTrainer, kind: Kind, step: int) -> float:
-    """Seconds of such a step, the least of some."""
+def _seconds_of(trainer: TokenizerTrainer, kind: Kind, step: int) -> float:
+    """Seconds of such a step, the median of some."""
     pixels, found = _pixels(trainer, kind), []
     for _ in range(_WARM + _TIMED):
         began = time.perf_counter()
@@ -98,7 +99,7 @@ def _least(trainer: TokenizerTrainer, kind: Kind, step: int) -> float:
         if trainer.generator.device.type == "cuda":
             torch.cuda.synchronize()
         found.append(time.perf_counter() - began)
-    return min(found[_WARM:])
+    return statistics.median(found[_WARM:])
 
 
 def _pixels(trainer: TokenizerTrainer, kind: Kind) -> Tensor:

@@ -6,6 +6,7 @@ To be called in a process of its own, with the variables that ranks have. What w
 
 from __future__ import annotations
 
+import statistics
 import time
 
 import numpy as np
@@ -31,7 +32,7 @@ _MARKS = 4  # places of a document that are neither words nor a picture's
 def step_seconds(
     config: Config, model_config: UnifiedConfig, workers: int, distillation: Distillation | None = None
 ) -> float:
-    """Of one of so many workers; the least of some."""
+    """Of one of so many workers; the median of some."""
     torch.set_num_threads(int(config.workers.cpus) or 1)
     torch.manual_seed(config.seed)
     found = []
@@ -48,7 +49,7 @@ def step_seconds(
             if engine.device.type == "cuda":
                 torch.cuda.synchronize()
             found.append(time.perf_counter() - began)
-    return min(found[_WARM:])
+    return statistics.median(found[_WARM:])
 
 
 def _batch(config: Config, model: UnifiedConfig, workers: int, objective: UnifiedObjective) -> Batch:

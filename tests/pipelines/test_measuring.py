@@ -7,6 +7,7 @@ import json
 import pytest
 
 from omniloom.infra.errors import InputError
+from omniloom.infra.training.config import WorkersConfig
 from omniloom.pipelines import doctor, measuring, takes
 from omniloom.pipelines.checks import with_upstream
 from omniloom.pipelines.config import load
@@ -116,3 +117,14 @@ def test_the_kinds_of_a_tokenizers_steps_are_those_that_it_has(tmp_path):
     assert trained == pytest.approx(1 - config.loss.adversarial_start / config.steps, abs=0.01)
     for kind, (step, _) in found.items():
         assert kind.critic == config.loss.trains_discriminator(step)
+
+
+def test_ranks_that_share_this_machine_s_cpus_are_timed_side_by_side(monkeypatch):
+    monkeypatch.setattr(measuring.os, "cpu_count", lambda: 4)
+    counts = [
+        measuring._side_by_side(WorkersConfig(count=count, cpus=cpus))
+        for count, cpus in ((1, 1), (2, 1), (8, 1), (8, 2))
+    ]
+    assert counts == [1, 2, 4, 2]
+    assert measuring._side_by_side(WorkersConfig(count=8, cpus=8)) == 1  # more than there are
+    assert measuring._side_by_side(WorkersConfig(count=2, gpus=1)) == 1
