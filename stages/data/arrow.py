@@ -28,13 +28,14 @@ def map_table(file: Path) -> pa.Table:
 
 
 def read_parquet(uri: str, schema: pa.Schema | None = None) -> pa.Table:
-    """`schema`: the columns to give, as these types; what the file does not have is null.
+    """`schema`: the columns to give, as these types; what the file does not have is null. Raises Arrow's own errors.
 
     By this thread alone. `pyarrow.parquet.read_table` leaves work to Arrow's own threads that may still hold the bytes,
     which are Python's, when it returns; of a command that ends just then they abort the process (exit code 134).
     """
     with pq.ParquetFile(pa.BufferReader(storage.read_bytes(uri))) as reader:
-        table = reader.read(schema and [name for name in reader.schema_arrow.names if name in schema.names], False)
+        columns = schema and [name for name in reader.schema_arrow.names if name in schema.names]
+        table = reader.read(columns, use_threads=False)
     if schema is None:
         return table
     held = [table[f.name] if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema]
